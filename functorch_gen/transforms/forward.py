@@ -1,0 +1,76 @@
+"""Forward mode: jvp and linearize."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from functorch_gen.transforms.arguments import Outputs, primals_of, tangents_of
+from functorch_gen.transforms.context import is_differentiable, is_nested, is_traced
+from functorch_gen.typing import Tree
+
+__all__ = ["jvp", "linearize"]
+
+
+def jvp(fun: Callable[..., Any], primals: tuple[Tree, ...], tangents: tuple[Tree, ...], has_aux: bool = False) -> Any:
+    """The value of ``fun`` at ``primals`` and its directional derivative along ``tangents``.
+
+    Returns:
+        ``(out, tangent_out)``, or ``(out, tangent_out, aux)`` if ``has_aux``.
+    Raises:
+        TypeError: if ``primals`` is no tuple, or a leaf cannot be differentiated; names its path.
+        ValueError: if ``tangents`` has another structure, shape or dtype; names the path.
+
+    >>> jvp(torch.sin, (torch.tensor(0.0),), (torch.tensor(2.0),))
+    (tensor(0.), tensor(2.))
+    """
+    for name, value in (("primals", primals), ("tangents", tangents)):
+        if not isinstance(value, tuple | list):
+            raise TypeError(f"jvp: expected {name} to be a tuple, got {type(value).__name__}")
+    picked = primals_of("jvp", fun, primals, {}, tuple(range(len(primals))))
+    directions = tangents_of("jvp", tuple(primals), tuple(tangents))
+    outputs, extra = Outputs(), Outputs()
+
+    def flat(*leaves: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        result = picked.call(*leaves)
+        out, aux = result if has_aux else (result, None)
+        return outputs.put(out), extra.put(aux)
+
+    leaves = tuple(_dense(x) for x in picked.leaves)
+    pushed: Any = torch.func.jvp(flat, leaves, tuple(_dense(v) for v in directions), has_aux=True)
+    values, tangents_out, aux = pushed
+    out, tangent_out = outputs.get(values), outputs.get(tangents_out)
+    return (out, tangent_out, extra.get(aux)) if has_aux else (out, tangent_out)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Forward mode writes tangents in the layout of the primal, which an expanded tensor does not have."""
+    return x.contiguous() if any(stride == 0 and n > 1 for stride, n in zip(x.stride(), x.shape, strict=True)) else x
+
+
+def linearize(fun: Callable[..., Any], *primals: Tree) -> tuple[Tree, Callable[..., Tree]]:
+    """The value of ``fun`` and its derivative as a linear function: ``out, jvp_fun = linearize(fun, *primals)``.
+
+    ``jvp_fun(*tangents)`` equals ``jvp(fun, primals, tangents)[1]``. At top level it is a graph of the linear part
+    alone, so the work that depends on the primals only is done once; inside another transform it runs ``jvp`` again.
+
+    >>> out, push = linearize(lambda x: x**2, torch.tensor(3.0))
+    >>> out, push(torch.tensor(1.0))
+    (tensor(9.), tensor(6.))
+    """
+    if is_nested(primals) or is_traced():
+        return fun(*primals), lambda *tangents: jvp(fun, primals, tangents)[1]
+    picked = primals_of("linearize", fun, primals, {}, tuple(range(len(primals))))
+    outputs = Outputs()
+    with warnings.catch_warnings():  # torch's constant folding warns of a step of its own
+        warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node", UserWarning)
+        values, push = torch.func.linearize(lambda *leaves: outputs.put(picked.call(*leaves)), *picked.leaves)
+    constants = [not is_differentiable(x) for x in values]
+
+    def jvp_fun(*tangents: Tree) -> Tree:
+        moved = push(*tangents_of("linearize", primals, tangents))
+        return outputs.get([torch.zeros_like(x) if c else v for x, v, c in zip(values, moved, constants, strict=True)])
+
+    return outputs.get(values), jvp_fun

@@ -1,0 +1,257 @@
+"""jit: trace once per signature, compile, cache."""
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterable
+from dataclasses import is_dataclass
+from typing import Any
+
+from torch import Tensor
+
+from functorch_gen import tree
+from functorch_gen.check import check_choice
+from functorch_gen.transforms.context import is_nested, is_traced
+from functorch_gen.transforms.tracing.backends import BACKENDS
+from functorch_gen.transforms.tracing.donation import is_released
+from functorch_gen.transforms.tracing.program import Program
+
+__all__ = ["Jitted", "Lowered", "jit"]
+
+
+def jit(
+    fun: Callable[..., Any],
+    *,
+    static_argnums: int | Iterable[int] = (),
+    static_argnames: str | Iterable[str] = (),
+    donate_argnums: int | Iterable[int] = (),
+    backend: str = "inductor",
+) -> "Jitted":
+    """``fun`` compiled: traced to one ATen graph at the first call of each signature, then run without its Python.
+
+    The signature is the structure of the arguments, the shapes, dtypes and devices of their tensors, and the static
+    values. Python numbers are traced: a new value is no new signature. Frozen dataclasses (layers, schedules) are
+    static. Changes in place of tensors that ``fun`` closes over are seen. Inside ``grad``, ``vmap``, another ``jit``
+    or ``torch.compile``, and for inputs that require grad, ``fun`` itself is called.
+
+    Args:
+        static_argnums: positional arguments that are compared by value, and may be anything hashable.
+        static_argnames: the same by name.
+        donate_argnums: positional arguments whose memory the outputs may take. Their leaves are left empty, so that
+            later use of the old values fails.
+        backend: ``"inductor"`` generates code (seconds to minutes), ``"aten"`` runs the traced operations as they are.
+    Raises:
+        TypeError: if a leaf is neither tensor, number nor static, or a static value is not hashable; names its path.
+        ValueError: if an argument number is out of range, both static and donated, or a donated buffer was given
+            away before.
+        TracingError: if ``fun`` asks for the value of a tensor, draws global random numbers, or writes to
+            its arguments.
+
+    >>> import torch
+    >>> double = jit(lambda x, n: n * x, backend="aten")
+    >>> double(torch.ones(2), 2.0), double(torch.ones(2), 3.0), double.traces
+    (tensor([2., 2.]), tensor([3., 3.]), 1)
+    """
+    check_choice("jit", "backend", backend, BACKENDS)
+    if not callable(fun):
+        raise TypeError(f"jit: expected a function, got {type(fun).__name__}")
+    nums = _as_tuple("static_argnums", static_argnums, int)
+    names = _as_tuple("static_argnames", static_argnames, str)
+    donated = _as_tuple("donate_argnums", donate_argnums, int)
+    return Jitted(fun, nums, names, donated, backend)
+
+
+def _as_tuple(name: str, value: Any, kind: type) -> tuple[Any, ...]:
+    values = (value,) if isinstance(value, kind) else tuple(value)
+    for x in values:
+        if not isinstance(x, kind) or isinstance(x, bool):
+            raise TypeError(f"jit: expected {name} to hold {kind.__name__}s, got {x!r}")
+    return values
+
+
+class _Call:
+    """A call taken apart: what is static, and the leaves of the rest."""
+
+    def __init__(self, owner: "Jitted", args: tuple[Any, ...], kwargs: dict[str, Any]):
+        nums, donated = owner.positions(len(args))
+        self.static = tuple((i, args[i]) for i in nums)
+        self.static_names = tuple((k, kwargs[k]) for k in sorted(owner.static_names & kwargs.keys()))
+        self.positions = [i for i in range(len(args)) if i not in nums]
+        self.order = list(kwargs)
+        dynamic_names = [k for k in kwargs if k not in owner.static_names]
+        self.arguments = ([args[i] for i in self.positions], {k: kwargs[k] for k in dynamic_names})
+        self.leaves, self.treedef = tree.flatten(self.arguments)
+        self.donated_positions = donated
+
+    def key(self) -> Any:
+        """What one program is compiled for."""
+        leaves = [
+            (x.shape, x.dtype, x.device) if isinstance(x, Tensor) else type(x) if isinstance(x, _NUMBERS) else (x,)
+            for x in self.leaves
+        ]
+        types_of_static = tuple(type(x) for _, x in (*self.static, *self.static_names))
+        return self.treedef, self.static, self.static_names, types_of_static, tuple(leaves)
+
+
+_NUMBERS = (bool, int, float, complex)
+_TRACED = (Tensor, *_NUMBERS)
+
+
+class Jitted:
+    """What :func:`jit` returns."""
+
+    def __init__(
+        self,
+        fun: Callable[..., Any],
+        nums: tuple[int, ...],
+        names: tuple[str, ...],
+        donated: tuple[int, ...],
+        backend: str,
+    ):
+        functools.update_wrapper(self, fun)
+        self._fun, self._donated, self._backend = fun, donated, backend
+        self._parameters = _positional_names(fun)
+        in_range = [i for i in nums if -len(self._parameters) <= i < len(self._parameters)]
+        self.static_names = frozenset((*names, *[self._parameters[i] for i in in_range]))
+        self._nums = (*nums, *[self._parameters.index(name) for name in names if name in self._parameters])
+        self._programs: dict[Any, Program] = {}
+
+    @property
+    def traces(self) -> int:
+        """How many signatures have been traced."""
+        return len(self._programs)
+
+    def positions(self, count: int) -> tuple[list[int], list[int]]:
+        """The static and the donated positions among ``count`` positional arguments."""
+        span = max(count, len(self._parameters))
+        for name, numbers in (("static_argnums", self._nums), ("donate_argnums", self._donated)):
+            for i in numbers:
+                if not -span <= i < span:
+                    raise ValueError(f"jit: expected {name} in range for {span} arguments, got {i}")
+        static = sorted({i % span for i in self._nums if i % span < count})
+        donated = sorted({i % span for i in self._donated if i % span < count})
+        for i in set(static) & set(donated):
+            raise ValueError(f"jit: expected argument {i} to be static or donated, got both")
+        return static, donated
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the program of this signature; the first call makes it."""
+        if is_traced() or is_nested((args, kwargs)):
+            return self._fun(*args, **kwargs)
+        call = _Call(self, args, kwargs)
+        try:
+            program = self._programs.get(call.key())
+        except TypeError:
+            self._check_hashable(call)
+            raise
+        if program is None:
+            program = self._programs[call.key()] = self._build(call)
+        return program(self._dynamic(call))
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        """As a method, ``self`` is the first argument."""
+        return self if instance is None else types.MethodType(self, instance)
+
+    def lower(self, *args: Any, **kwargs: Any) -> "Lowered":
+        """Traces without compiling or running: ``jit(f).lower(*args).text()``, ``.compile()``."""
+        return Lowered(self, _Call(self, args, kwargs))
+
+    @staticmethod
+    def _dynamic(call: _Call) -> list[Any]:
+        return [x for x in call.leaves if isinstance(x, _TRACED)]
+
+    def _check_hashable(self, call: _Call) -> None:
+        for name, value in (*call.static, *call.static_names):
+            try:
+                hash(value)
+            except TypeError as error:
+                raise TypeError(
+                    f"jit: expected the static argument {name!r} to be hashable, got {type(value).__name__}"
+                ) from error
+        self._leaf_names(call)
+
+    def _leaf_names(self, call: _Call) -> list[str]:
+        """The dynamic leaves by argument and path; refuses those that cannot be traced."""
+        names = []
+        for path, leaf in zip(tree.paths(call.arguments), call.leaves, strict=True):
+            kind, first, *rest = path.split(".")
+            position = call.positions[int(first)] if kind == "0" else -1
+            argument = self._parameters[position] if 0 <= position < len(self._parameters) else first
+            name = f"argument {argument!r}" + (f" at {'.'.join(rest)!r}" if rest else "")
+            if isinstance(leaf, Tensor):
+                if is_released(leaf):
+                    raise ValueError(
+                        f"jit: expected a tensor in {name}, got one whose memory was donated to another call"
+                    )
+            elif not isinstance(leaf, _NUMBERS) and not _is_description(leaf):
+                raise TypeError(
+                    f"jit: expected tensors, numbers or frozen dataclasses in {name}, got {type(leaf).__name__}; "
+                    "mark the argument static with static_argnums, or convert it (torch.from_numpy)"
+                )
+            if isinstance(leaf, _TRACED):
+                names.append(name)
+        return names
+
+    def _build(self, call: _Call, compiled: bool = True) -> Program:
+        names = self._leaf_names(call)
+        leaves, treedef = call.leaves, call.treedef
+        statics, static_names, positions = dict(call.static), dict(call.static_names), call.positions
+        order = call.order
+
+        def flat(*dynamic: Any) -> Any:
+            rest = iter(dynamic)
+            full = [next(rest) if isinstance(x, _TRACED) else x for x in leaves]
+            args, kwargs = tree.unflatten(treedef, full)
+            by_position = {**statics, **dict(zip(positions, args, strict=True))}
+            by_name = {**kwargs, **static_names}
+            return self._fun(*[by_position[i] for i in range(len(by_position))], **{k: by_name[k] for k in order})
+
+        donated = _donated_leaves(call)
+        dynamic = self._dynamic(call)
+        return Program(flat, dynamic, names=names, donated=donated, backend=self._backend, compiled=compiled)
+
+
+def _donated_leaves(call: _Call) -> list[int]:
+    """Indices among the dynamic leaves of those that belong to donated arguments."""
+    at, indices = 0, []
+    for position, argument in zip(call.positions, call.arguments[0], strict=True):
+        for leaf in tree.leaves(argument):
+            if isinstance(leaf, Tensor) and position in call.donated_positions:
+                indices.append(at)
+            at += isinstance(leaf, _TRACED)
+    return indices
+
+
+def _is_description(x: Any) -> bool:
+    if not is_dataclass(x) or isinstance(x, type):
+        return False
+    try:
+        hash(x)
+    except TypeError:
+        return False
+    return True
+
+
+def _positional_names(fun: Callable[..., Any]) -> list[str]:
+    try:
+        parameters = inspect.signature(fun).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+class Lowered:
+    """A traced call that has not been compiled yet."""
+
+    def __init__(self, owner: Jitted, call: _Call):
+        self._owner, self._call = owner, call
+        self._program = owner._build(call, compiled=False)
+
+    def text(self) -> str:
+        """The traced graph, one operation on a line."""
+        return self._program.text
+
+    def compile(self) -> Callable[..., Any]:
+        """Compiles for this signature; returns the jitted function."""
+        self._owner._programs.setdefault(self._call.key(), self._owner._build(self._call))
+        return self._owner

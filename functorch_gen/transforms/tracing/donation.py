@@ -1,0 +1,170 @@
+"""Donation: outputs are written over inputs that the caller gives up."""
+
+import itertools
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from functorch_gen.transforms.barrier import barrier_op
+
+__all__ = ["Donation", "check_donated", "donate", "is_released", "release", "separate_outputs"]
+
+_COPIES = {
+    torch.ops.aten.clone.default,
+    torch.ops.aten._to_copy.default,
+    torch.ops.aten.alias.default,
+    torch.ops.aten.detach.default,
+    torch.ops.aten.lift_fresh_copy.default,
+}
+
+
+@dataclass
+class Donation:
+    """For each output the input whose buffer holds it, or None; and the donated inputs that hold none."""
+
+    sources: list[int | None]
+    unused: list[int]
+
+
+def _output(graph: fx.Graph) -> fx.Node:
+    return next(n for n in reversed(graph.nodes) if n.op == "output")
+
+
+def _meta(node: fx.Node) -> tuple[Any, ...]:
+    x = node.meta["val"]
+    return tuple(x.shape), x.dtype, x.device, x.stride()
+
+
+def _storage(node: fx.Node) -> int:
+    return node.meta["val"].untyped_storage()._cdata
+
+
+def _opaque_copy(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    copy = graph.call_function(barrier_op, ([node], []))
+    item = graph.call_function(operator.getitem, (copy, 0))
+    item.meta["val"] = node.meta["val"]
+    return item
+
+
+def separate_outputs(module: fx.GraphModule) -> None:
+    """Copies outputs that would share memory with an input or with another output."""
+    graph = module.graph
+    output = _output(graph)
+    taken = {_storage(n) for n in graph.nodes if n.op == "placeholder"}
+    results: list[Any] = []
+    with graph.inserting_before(output):
+        for node in output.args[0]:  # type: ignore[union-attr]
+            if _storage(node) in taken:
+                node = _opaque_copy(graph, node)
+            else:
+                taken.add(_storage(node))
+            results.append(node)
+    output.args = (tuple(results),)
+    module.recompile()
+
+
+def donate(module: fx.GraphModule, donated: Sequence[int]) -> Donation:
+    """Appends ``input.copy_(output)`` for the donated inputs; those outputs are no longer returned.
+
+    An output takes the buffer of the input it is, else of the donated input at its own position, else of the first
+    that is alike in shape, dtype, device and strides. An output that is a view or a copy of an input is copied first,
+    so that no write comes before a read.
+    """
+    graph = module.graph
+    output = _output(graph)
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    outputs: list[fx.Node] = list(output.args[0])  # type: ignore[arg-type]
+    sources = _match(outputs, inputs, donated)
+    held = {_storage(n) for n in inputs}
+    kept: list[fx.Node] = []
+    writes: list[tuple[fx.Node, fx.Node]] = []
+    with graph.inserting_before(output):
+        seen: set[int] = set()
+        for node, source in zip(outputs, sources, strict=True):
+            if source is not None and node is inputs[source]:
+                continue
+            if _reads_input(node, held) or _storage(node) in seen:
+                node = _opaque_copy(graph, node)
+            else:
+                seen.add(_storage(node))
+            if source is None:
+                kept.append(node)
+            else:
+                writes.append((inputs[source], node))
+        for target, node in writes:
+            graph.call_function(torch.ops.aten.copy_.default, (target, node))
+    output.args = (tuple(kept),)
+    module.recompile()
+    return Donation(sources, [i for i in donated if i not in sources])
+
+
+def _match(outputs: list[fx.Node], inputs: list[fx.Node], donated: Sequence[int]) -> list[int | None]:
+    sources: list[int | None] = [None] * len(outputs)
+    free = list(donated)
+
+    def take(i: int, j: int) -> None:
+        sources[i] = j
+        free.remove(j)
+
+    for i, node in enumerate(outputs):  # unchanged: the buffer is handed on
+        j = inputs.index(node) if node in inputs else -1
+        if j in free:
+            take(i, j)
+    for i, node in enumerate(outputs):  # the leaf at the same place
+        if sources[i] is None and i < len(donated) and donated[i] in free and _meta(inputs[donated[i]]) == _meta(node):
+            take(i, donated[i])
+    for i, node in enumerate(outputs):
+        if sources[i] is None:
+            alike = [j for j in free if _meta(inputs[j]) == _meta(node)]
+            if alike:
+                take(i, alike[0])
+    return sources
+
+
+def _reads_input(node: fx.Node, held: set[int]) -> bool:
+    """Whether Inductor may read an input for ``node`` after that input was written (pytorch#198131)."""
+    while node.op != "placeholder" and (node.target in _COPIES or _storage(node) in held) and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node.op == "placeholder"
+
+
+def check_donated(inputs: Sequence[Tensor], donated: Sequence[int], names: Sequence[str]) -> None:
+    """Raises ``ValueError`` if the memory of a donated input overlaps that of another input."""
+    gone = set(donated)
+    owners: dict[int, list[int]] = {}
+    for i, x in enumerate(inputs):
+        if x.numel():
+            owners.setdefault(x.untyped_storage().data_ptr(), []).append(i)
+    for sharing in owners.values():
+        for j, i in itertools.combinations(sharing, 2):
+            if (i in gone or j in gone) and _overlap(inputs[i], inputs[j]):
+                raise ValueError(f"jit: expected donated buffers to be distinct, got one for {names[j]} and {names[i]}")
+
+
+def _overlap(x: Tensor, y: Tensor) -> bool:
+    (x_start, x_end), (y_start, y_end) = _span(x), _span(y)
+    return x_start < y_end and y_start < x_end
+
+
+def _span(x: Tensor) -> tuple[int, int]:
+    """First and last address of its elements."""
+    extent = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True)) + 1
+    return x.data_ptr(), x.data_ptr() + extent * x.element_size()
+
+
+def release(x: Tensor) -> Tensor:
+    """Moves the memory of ``x`` to a new tensor; ``x`` is left empty, so that using it fails loudly."""
+    moved = x.detach()
+    with torch.no_grad():
+        x.set_(torch.empty(0, dtype=x.dtype, device=x.device))  # type: ignore[arg-type]  # torch's stub knows storages only
+    x._released = True  # type: ignore[attr-defined]
+    return moved
+
+
+def is_released(x: Tensor) -> bool:
+    """Whether :func:`release` has emptied ``x``."""
+    return getattr(x, "_released", False)
