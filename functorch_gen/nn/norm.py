@@ -1,0 +1,141 @@
+"""Normalisation without running statistics: group, layer and root-mean-square."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from functorch_gen.check import check_shape
+from functorch_gen.nn.sizes import check_nonnegative, check_sizes, freeze, per_axis
+from functorch_gen.typing import Key, Params
+
+__all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
+
+
+@dataclass(frozen=True)
+class GroupNorm:
+    """(x - mean) / sqrt(var + eps) * weight + bias over each group of channels: (b, c, ...) -> (b, c, ...).
+
+    Equals ``torch.nn.GroupNorm``. Source: Wu and He 2018, arXiv:1803.08494.
+
+    >>> from functorch_gen import random
+    >>> layer = GroupNorm(2, 4)
+    >>> y = layer(layer.init(random.key(0)), torch.arange(8.0).reshape(1, 4, 2))
+    >>> bool(y[0, :2].mean().abs() < 1e-6)
+    True
+    """
+
+    num_groups: int
+    num_channels: int
+    eps: float = 1e-5
+    affine: bool = True
+
+    draws: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_sizes("GroupNorm", num_groups=self.num_groups, num_channels=self.num_channels)
+        check_nonnegative("GroupNorm", eps=self.eps)
+        if self.num_channels % self.num_groups:
+            raise ValueError(
+                f"GroupNorm: expected num_channels divisible by num_groups={self.num_groups}, got {self.num_channels}"
+            )
+
+    def init(self, key: Key) -> Params:
+        """``weight`` ones and ``bias`` zeros, (c,); nothing when not ``affine``."""
+        return _ones_and_zeros(key, (self.num_channels,), weight=self.affine, bias=self.affine)
+
+    def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+        """(b, c, ...) -> (b, c, ...)."""
+        axes = " ".join(f"n{i}" for i in range(2, getattr(x, "ndim", 2)))
+        check_shape(x, f"b c {axes}", "GroupNorm: x", c=self.num_channels)
+        weight, bias = (params["weight"], params["bias"]) if self.affine else (None, None)
+        return F.group_norm(x, self.num_groups, weight, bias, self.eps)
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last axes: (..., *normalized_shape) -> the same.
+
+    Equals ``torch.nn.LayerNorm``. Source: Ba et al. 2016, arXiv:1607.06450.
+
+    >>> from functorch_gen import random
+    >>> layer = LayerNorm(4)
+    >>> y = layer(layer.init(random.key(0)), torch.arange(8.0).reshape(2, 4))
+    >>> bool(y.mean(-1).abs().max() < 1e-6)
+    True
+    """
+
+    normalized_shape: int | Sequence[int]
+    eps: float = 1e-5
+    elementwise_affine: bool = True
+    bias: bool = True
+
+    draws: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        freeze(self)
+        check_sizes("LayerNorm", normalized_shape=self.normalized_shape)
+        check_nonnegative("LayerNorm", eps=self.eps)
+
+    def init(self, key: Key) -> Params:
+        """``weight`` ones and ``bias`` zeros, of ``normalized_shape``; nothing when not ``elementwise_affine``."""
+        shape = per_axis(self.normalized_shape, 1)
+        affine = self.elementwise_affine
+        return _ones_and_zeros(key, shape, weight=affine, bias=affine and self.bias)
+
+    def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+        """(..., *normalized_shape) -> (..., *normalized_shape)."""
+        shape = per_axis(self.normalized_shape, 1)
+        _check_last_axes(x, shape, "LayerNorm: x")
+        weight = params["weight"] if self.elementwise_affine else None
+        bias = params["bias"] if self.elementwise_affine and self.bias else None
+        return F.layer_norm(x, shape, weight, bias, self.eps)
+
+
+@dataclass(frozen=True)
+class RMSNorm:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axes: (..., *normalized_shape) -> the same.
+
+    Equals ``torch.nn.RMSNorm``. Source: Zhang and Sennrich 2019, eq. 4, arXiv:1910.07467.
+
+    Args:
+        eps: None stands for the machine epsilon of the input's dtype.
+
+    >>> from functorch_gen import random
+    >>> layer = RMSNorm(4)
+    >>> layer(layer.init(random.key(0)), torch.full((1, 4), 3.0))
+    tensor([[1., 1., 1., 1.]])
+    """
+
+    normalized_shape: int | Sequence[int]
+    eps: float | None = None
+    elementwise_affine: bool = True
+
+    draws: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        freeze(self)
+        check_sizes("RMSNorm", normalized_shape=self.normalized_shape)
+        check_nonnegative("RMSNorm", eps=0.0 if self.eps is None else self.eps)
+
+    def init(self, key: Key) -> Params:
+        """``weight`` ones of ``normalized_shape``; nothing when not ``elementwise_affine``."""
+        return _ones_and_zeros(key, per_axis(self.normalized_shape, 1), weight=self.elementwise_affine, bias=False)
+
+    def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+        """(..., *normalized_shape) -> (..., *normalized_shape)."""
+        shape = per_axis(self.normalized_shape, 1)
+        _check_last_axes(x, shape, "RMSNorm: x")
+        return F.rms_norm(x, shape, params["weight"] if self.elementwise_affine else None, self.eps)
+
+
+def _ones_and_zeros(key: Key, shape: tuple[int, ...], *, weight: bool, bias: bool) -> Params:
+    params = {"weight": torch.ones(shape, device=key.device)} if weight else {}
+    return {**params, "bias": torch.zeros(shape, device=key.device)} if bias else params
+
+
+def _check_last_axes(x: Tensor, shape: tuple[int, ...], name: str) -> None:
+    check_shape(x, " ".join(["...", *map(str, shape)]), name)

@@ -1,0 +1,151 @@
+"""Layers one after the other: any sequence, and the multi-layer perceptron."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from functorch_gen.nn.dropout import Dropout
+from functorch_gen.nn.linear import Linear
+from functorch_gen.nn.parts import Bound, init_parts
+from functorch_gen.nn.sizes import check_sizes, freeze
+from functorch_gen.typing import Key, Layer, Params
+
+__all__ = ["MLP", "Function", "Sequential"]
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of one tensor as a layer without parameters.
+
+    >>> Function(torch.exp)({}, torch.zeros(2))
+    tensor([1., 1.])
+    """
+
+    fun: Callable[[Tensor], Tensor]
+
+    draws: ClassVar[bool] = False
+
+    def init(self, key: Key) -> Params:
+        """No parameters."""
+        return {}
+
+    def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+        """fun(x)."""
+        return self.fun(x)
+
+
+@dataclass(frozen=True, init=False)
+class Sequential:
+    """Applies layers one after the other; plain functions may stand among them.
+
+    Parameters are named by position, as in ``torch.nn.Sequential``: ``{"0": {...}, "2": {...}}``. What has no
+    parameters has no entry.
+
+    Raises:
+        TypeError: if a member is no layer, or has state (write a composite layer with ``parts`` instead).
+
+    >>> from functorch_gen import random
+    >>> net = Sequential(Linear(3, 8), F.silu, Linear(8, 2))
+    >>> params = net.init(random.key(0))
+    >>> sorted(params)
+    ['0', '2']
+    >>> net(params, torch.ones(5, 3)).shape
+    torch.Size([5, 2])
+    """
+
+    layers: tuple[Layer, ...]
+
+    def __init__(self, *layers: Layer | Callable[[Tensor], Tensor]) -> None:
+        object.__setattr__(self, "layers", tuple(_as_layer(i, layer) for i, layer in enumerate(layers)))
+
+    @property
+    def parts(self) -> dict[str, Layer]:
+        """The layers by position."""
+        return {str(i): layer for i, layer in enumerate(self.layers)}
+
+    def init(self, key: Key) -> Params:
+        """Parameters of each layer under its position."""
+        return init_parts(self.parts, key)
+
+    def __call__(self, params: Params, x: Any, *, key: Key | None = None) -> Any:
+        """The last layer's output."""
+        f = Bound(self.parts, params, key=key)
+        for name in self.parts:
+            x = f[name](x)
+        return x
+
+
+def _as_layer(i: int, layer: Layer | Callable[[Tensor], Tensor]) -> Layer:
+    if hasattr(layer, "init_state"):
+        raise TypeError(f"Sequential: expected layers without state, got {type(layer).__name__} at {i}")
+    if not callable(layer) or isinstance(layer, type | torch.nn.Module):
+        raise TypeError(f"Sequential: expected a layer of this package or a function at {i}, got {layer!r}")
+    return layer if isinstance(layer, Layer) else Function(layer)
+
+
+@dataclass(frozen=True)
+class MLP:
+    """Linear layers with a function between them: (..., in_features) -> (..., out_features).
+
+    Parameters are named as in ``torch.nn.Sequential(Linear, activation, Linear, ...)``: "0", "2", "4".
+
+    Args:
+        hidden_features: widths of the hidden layers; may be empty.
+        dropout: probability of dropping a hidden unit, after each activation, when a key is given.
+        gain: scales the initial last layer; with 0 the network starts as the zero map.
+
+    >>> from functorch_gen import random
+    >>> net = MLP(3, (16, 16), 2)
+    >>> params = net.init(random.key(0))
+    >>> sorted(params)
+    ['0', '2', '4']
+    >>> net(params, torch.ones(5, 3)).shape
+    torch.Size([5, 2])
+    """
+
+    in_features: int
+    hidden_features: Sequence[int]
+    out_features: int
+    activation: Callable[[Tensor], Tensor] = F.silu
+    bias: bool = True
+    dropout: float = 0.0
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        freeze(self)
+        if not isinstance(self.hidden_features, tuple):
+            raise TypeError(f"MLP: expected hidden_features to be a tuple of ints, got {self.hidden_features!r}")
+        check_sizes("MLP", in_features=self.in_features, out_features=self.out_features)
+        if self.hidden_features:
+            check_sizes("MLP", hidden_features=self.hidden_features)
+        if not callable(self.activation):
+            raise TypeError(f"MLP: expected activation to be a function, got {self.activation!r}")
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"MLP: expected 0 <= dropout <= 1, got {self.dropout}")
+
+    @property
+    def parts(self) -> dict[str, Layer]:
+        """The linear layers, at even positions, and the dropout that follows each activation."""
+        widths = (self.in_features, *self.hidden_features, self.out_features)
+        last = len(widths) - 2
+        linears = {
+            str(2 * i): Linear(n, m, bias=self.bias, gain=self.gain if i == last else 1.0)
+            for i, (n, m) in enumerate(pairwise(widths))
+        }
+        return {**linears, "dropout": Dropout(self.dropout)}
+
+    def init(self, key: Key) -> Params:
+        """``{"0": {"weight", "bias"}, "2": ...}``."""
+        return init_parts(self.parts, key)
+
+    def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        f = Bound(self.parts, params, key=key)
+        for i in range(len(self.hidden_features)):
+            x = f.dropout(self.activation(f[str(2 * i)](x)))
+        return f[str(2 * len(self.hidden_features))](x)
