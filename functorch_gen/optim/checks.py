@@ -1,0 +1,114 @@
+"""What optimizers and averages ask of their arguments: ranges of plain numbers, floating leaves, equal shapes."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from functorch_gen import tree
+from functorch_gen.check import check_floating
+from functorch_gen.typing import Number, Tree
+
+__all__ = ["at_least_float32", "check_number", "check_params", "map_same", "scalar_zero"]
+
+
+def check_number(
+    name: str, argument: str, value: Number, *, low: float = -math.inf, high: float = math.inf, below: float = math.inf
+) -> None:
+    """Checks a hyper-parameter; that low <= value <= high and value < below is checked of Python numbers only.
+
+    A 0-d tensor, or a number that a trace stands for, has no value to compare.
+
+    Raises:
+        TypeError: if ``value`` is no number (has no arithmetic).
+        ValueError: if it is a Python number out of range or NaN, or a tensor that is not 0-d.
+
+    >>> check_number("adam", "b1", 1.0, low=0, below=1)
+    Traceback (most recent call last):
+        ...
+    ValueError: adam: expected 0 <= b1 < 1, got 1.0
+    """
+    if isinstance(value, bool) or not hasattr(value, "__rsub__"):
+        raise TypeError(f"{name}: expected {argument} to be a number or a 0-d tensor, got {type(value).__name__}")
+    if isinstance(value, Tensor) and value.ndim:
+        raise ValueError(f"{name}: expected {argument} to be a number or a 0-d tensor, got shape {tuple(value.shape)}")
+    if isinstance(value, int | float) and not (low <= value <= high and (value < below or below == math.inf)):
+        left = "" if low == -math.inf else f"{low} <= "
+        right = f" < {below}" if below < math.inf else f" <= {high}" if high < math.inf else ""
+        raise ValueError(f"{name}: expected {left}{argument}{right}, got {value}")
+
+
+def check_params(name: str, params: Tree) -> None:
+    """Checks that every leaf is a floating-point tensor.
+
+    Raises:
+        TypeError: naming the path of the first leaf that is not.
+
+    >>> check_params("adam", {"embed": {"index": torch.arange(3)}})
+    Traceback (most recent call last):
+        ...
+    TypeError: adam: params at 'embed.index': expected a floating-point tensor, got torch.int64
+    """
+    leaves = tree.leaves(params)
+    if not all(isinstance(x, Tensor) and x.is_floating_point() for x in leaves):
+        for path, x in zip(tree.paths(params), leaves, strict=True):
+            check_floating(x, f"{name}: params at {path!r}")
+
+
+def map_same(name: str, f: Callable[..., Tensor], first: Tree, *rest: Tree) -> Tree:
+    """Applies ``f`` to the leaves of trees of one structure and one set of shapes; nothing is broadcast.
+
+    Raises:
+        ValueError: if structures or shapes differ; names the first path that does.
+
+    >>> map_same("sgd", torch.add, {"bias": torch.zeros(2)}, {"bias": torch.zeros(1)})
+    Traceback (most recent call last):
+        ...
+    ValueError: sgd: expected shape (2,) at 'bias', got (1,)
+    """
+
+    def apply(x: Tensor, *others: Tensor) -> Tensor:
+        if any(y.shape != x.shape for y in others):
+            raise ValueError(f"{name}: {_first_difference(first, *rest)}")
+        return f(x, *others)
+
+    return tree.map(apply, first, *rest)
+
+
+def _first_difference(first: Tree, *rest: Tree) -> str:
+    columns = [tree.leaves(other) for other in (first, *rest)]
+    rows = zip(tree.paths(first), *columns, strict=True)
+    return next(
+        f"expected shape {tuple(x.shape)} at {path!r}, got {tuple(y.shape)}"
+        for path, x, *others in rows
+        for y in others
+        if x.shape != y.shape
+    )
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` in float32, or as it is when its precision is higher: 0.999 is 1 in bfloat16.
+
+    >>> at_least_float32(torch.ones(1, dtype=torch.bfloat16)).dtype
+    torch.float32
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def scalar_zero(params: Tree, dtype: torch.dtype | None = None) -> Tensor:
+    """A 0-d zero where the parameters live, batched as they are under ``vmap``: -> ().
+
+    Args:
+        dtype: by default the widest among the parameters, at least float32.
+
+    >>> scalar_zero({"bias": torch.ones(2, dtype=torch.float64)})
+    tensor(0., dtype=torch.float64)
+    """
+    leaves: list[Any] = tree.leaves(params)
+    if dtype is None:
+        dtype = torch.float32
+        for x in leaves:
+            dtype = torch.promote_types(dtype, x.dtype)
+    return leaves[0].new_zeros((), dtype=dtype) if leaves else torch.zeros((), dtype=dtype)
