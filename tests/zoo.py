@@ -1,0 +1,385 @@
+"""The table of pure functions that the laws in ``tests/laws`` run over: trees, layers, optimizers, losses, samplers.
+
+A row is a function and a factory of its arguments, float64 trees in general position. A law that does not hold for a
+row is named in ``skip`` with the reason.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import nn_cases
+import pytest
+import torch
+from torch import Tensor
+
+from functorch_gen import diffusion, ema, exact, metrics, models, nn, noise, optim, random, step, tree
+from functorch_gen.transforms import grad
+from functorch_gen.typing import Tree
+
+
+@dataclass(frozen=True)
+class Case:
+    """``fun(*args(seed))`` is a tree of tensors."""
+
+    name: str
+    fun: Callable[..., Tree]
+    args: Callable[[int], tuple[Tree, ...]]
+    skip: Mapping[str, str] = field(default_factory=dict)  # law -> why it does not hold
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def over(law: str, cases: list[Case] | None = None, quick: set[str] | None = None) -> pytest.MarkDecorator:
+    """Runs a test over the rows that do not skip the law; those that are not ``quick``, by name, are slow tests."""
+    rows = [case for case in (CASES if cases is None else cases) if law not in case.skip]
+    unknown = (quick or set()) - {case.name for case in rows}
+    if unknown:
+        raise ValueError(f"zoo.over: expected names of rows in quick, got {sorted(unknown)}")
+    slow = [quick is not None and case.name not in quick for case in rows]
+    params = [
+        pytest.param(case, marks=[pytest.mark.slow] if late else []) for case, late in zip(rows, slow, strict=True)
+    ]
+    return pytest.mark.parametrize("case", params, ids=str)
+
+
+# Arguments.
+
+
+class Draw:
+    """Draws float64 tensors in general position, one after another."""
+
+    def __init__(self, seed: int):
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
+
+    def like(self, shapes: Tree) -> Tree:
+        """The tree with its floating leaves drawn anew."""
+        return tree.map(lambda x: self(*x.shape) if x.is_floating_point() else x, shapes)
+
+    def times(self, *shape: int) -> Tensor:
+        """In [0.1, 0.9]."""
+        return 0.1 + 0.8 * torch.rand(shape, generator=self.generator, dtype=torch.float64)
+
+    def labels(self, high: int, *shape: int) -> Tensor:
+        return torch.randint(high, shape, generator=self.generator)
+
+    def key(self) -> Tensor:
+        return random.key(int(self.labels(2**31, 1)))
+
+    def params(self) -> Tree:
+        """A small nest of every node type."""
+        return {"w": self(3, 2), "inner": {"b": self(2), "none": None}, "list": [self(), (self(1, 2),)]}
+
+
+def from_draw(name: str, fun: Callable[..., Tree], args: Callable[[Draw], tuple[Tree, ...]], **skip: str) -> Case:
+    return Case(name, fun, lambda seed: args(Draw(seed)), skip)
+
+
+# Reasons that several rows share.
+DTYPE_IS_AN_ARGUMENT = "the dtype is an argument"
+PADDING = "the row of padding_idx has gradient zero by definition"
+IN_FLOAT64 = "computes in float64 and returns it, whatever comes in"
+
+
+# Trees.
+
+
+def two_trees(draw: Draw) -> tuple[Tree, ...]:
+    return draw.params(), draw.params()
+
+
+TREES = [
+    from_draw("tree.add", tree.add, two_trees),
+    from_draw("tree.mul", tree.mul, two_trees),
+    from_draw("tree.scale", tree.scale, lambda d: (d.params(), d())),
+    from_draw("tree.add_scaled", tree.add_scaled, lambda d: (d.params(), d.params(), d())),
+    from_draw("tree.lerp", tree.lerp, lambda d: (d.params(), d.params(), d())),
+    from_draw("tree.where", lambda c, a, b: tree.where(c > 0, a, b), lambda d: (d(), d.params(), d.params())),
+    from_draw("tree.clip", lambda x: tree.clip(x, -1.0, 0.5), lambda d: (d.params(),)),
+    from_draw("tree.vdot", tree.vdot, two_trees),
+    from_draw("tree.norm", tree.norm, lambda d: (d.params(),)),
+    from_draw("tree.sum", tree.sum, lambda d: (d.params(),)),
+    from_draw("tree.stack", lambda a, b: tree.stack([a, b]), two_trees),
+    from_draw("tree.unstack", tree.unstack, lambda d: ({"a": d(3, 2), "b": d(3)},)),
+    from_draw("tree.ravel", lambda x: tree.ravel(x)[1](torch.sin(tree.ravel(x)[0])), lambda d: (d.params(),)),
+    from_draw("tree.names", lambda x: tree.from_names(tree.names(x), like=x), lambda d: (d.params(),)),
+    from_draw("tree.partition", lambda x: tree.partition(x, ["w", "*.b"])[0], lambda d: (d.params(),)),
+]
+
+# Random numbers.
+
+
+def draws(name: str, sample: Callable[..., Tensor], *args: Any) -> Case:
+    return from_draw(f"random.{name}", lambda key: sample(key, *args), lambda d: (d.key(),), dtype=DTYPE_IS_AN_ARGUMENT)
+
+
+RANDOM = [
+    draws("split", random.split, 3),
+    draws("fold_in", random.fold_in, 5),
+    draws("bits", random.bits, (2, 3)),
+    draws("uniform", random.uniform, (2, 3)),
+    draws("normal", random.normal, (2, 3)),
+    draws("bernoulli", random.bernoulli, 0.3, (5,)),
+    draws("randint", random.randint, (5,), 0, 9),
+    draws("permutation", random.permutation, 6),
+    draws("truncated_normal", random.truncated_normal, -1.0, 2.0, (3,)),
+    draws("exponential", random.exponential, (3,)),
+    draws("laplace", random.laplace, (3,)),
+    draws("gumbel", random.gumbel, (3,)),
+    draws("rademacher", random.rademacher, (3,)),
+    draws("orthogonal", random.orthogonal, 3),
+    from_draw("random.categorical", lambda key, logits: random.categorical(key, logits), lambda d: (d.key(), d(2, 4))),
+]
+
+# Layers: those of nn, and the blocks of the networks.
+
+
+def from_layer(case: nn_cases.Case) -> Case:
+    def args(seed: int) -> tuple[Tree, ...]:
+        return case.params(seed), *case.inputs(seed)
+
+    skip = {"gradient": PADDING} if getattr(case.layer, "padding_idx", None) is not None else {}
+    return Case(f"nn.{case}", lambda params, *inputs: case.layer(params, *inputs), args, skip)
+
+
+def from_model(name: str, layer: Any, inputs: Callable[[Draw], tuple[Tensor, ...]]) -> Case:
+    shapes = layer.init(random.key(0))
+
+    def args(draw: Draw) -> tuple[Tree, ...]:
+        return tree.scale(draw.like(shapes), 0.5), *inputs(draw)
+
+    return from_draw(f"models.{name}", lambda params, *inputs: layer(params, *inputs), args)
+
+
+def keyed(name: str, layer: Any, *shape: int) -> Case:
+    shapes = layer.init(random.key(0))
+    return from_draw(
+        f"nn.{name} with a key",
+        lambda params, key, x: layer(params, x, key=key),
+        lambda d: (d.like(shapes), d.key(), d(*shape)),
+    )
+
+
+UNET = models.UNet(
+    2,
+    base_channels=4,
+    num_blocks=1,
+    num_heads=2,
+    num_classes=3,
+    embed_dim=4,
+    num_groups=2,
+    time_scale=3.0,  # of 1000, finite differences in t would need steps of 1e-8
+)
+
+LAYERS = [
+    *[from_layer(case) for case in nn_cases.CASES],
+    keyed("Dropout", nn.Dropout(0.4), 2, 3),
+    keyed("Sequential", nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.4), nn.Linear(4, 2)), 2, 3),
+]
+MODELS = [
+    from_model("SpatialAttention", models.SpatialAttention(4, 2, num_groups=2), lambda d: (d(2, 4, 2, 3),)),
+    from_model("ResBlock", models.ResBlock(2, 4, 3, num_groups=2), lambda d: (d(2, 2, 4, 4), d(2, 3))),
+    from_model(
+        "Remat", models.Remat(models.ResBlock(2, 4, 3, num_heads=2, num_groups=2)), lambda d: (d(2, 2, 2, 2), d(2, 3))
+    ),
+    from_model("UNet", UNET, lambda d: (d(2, 2, 4, 4), d.times(2), d.labels(4, 2))),
+]
+
+# Optimizers, averages, training steps.
+
+
+def from_optimizer(name: str, tx: optim.GradientTransformation) -> Case:
+    """Two updates, so that the second starts from moments that are not zero."""
+
+    def fun(params: Tree, first: Tree, second: Tree) -> Tree:
+        updates, state = tx.update(first, tx.init(params), params)
+        params = optim.apply_updates(params, updates)
+        updates, state = tx.update(second, state, params)
+        return optim.apply_updates(params, updates)
+
+    return from_draw(f"optim.{name}", fun, lambda d: (d.params(), d.params(), d.params()))
+
+
+def averaged(name: str, tx: ema.EMA) -> Case:
+    return from_draw(f"ema.{name}", lambda a, b: tx.update(b, tx.init(a))[0], two_trees)
+
+
+def squared_error(params: Tree, key: Tensor, batch: Tensor) -> Tensor:
+    noisy = batch + 0.1 * random.normal(key, batch.shape, batch.dtype)
+    return torch.tanh(noisy @ params["w"] + params["b"]).square().mean()
+
+
+TX = optim.chain(optim.clip_by_global_norm(0.5), optim.adamw(0.1))
+EMA = ema.constant(0.9)
+STEP = step.make_step(squared_error, TX, EMA)
+
+
+def train(params: Tree, key: Tensor, batch: Tensor) -> Tree:
+    state, found = STEP(step.init_state(params, TX, key, ema=EMA), batch)
+    return state.params, ema.average(state.ema), found
+
+
+TRAINING = [
+    from_draw("optim.apply_updates", optim.apply_updates, two_trees),
+    from_optimizer("sgd", optim.sgd(0.1)),
+    from_optimizer("sgd with momentum", optim.sgd(0.1, momentum=0.9, nesterov=True)),
+    from_optimizer("adam", optim.adam(0.1)),
+    from_optimizer("adamw", optim.adamw(optim.warmup_cosine_decay_schedule(0.0, 0.1, 2, 5), weight_decay=0.1)),
+    from_optimizer("clip_by_global_norm", optim.clip_by_global_norm(0.5)),
+    from_optimizer("clip", optim.clip(0.5)),
+    from_optimizer("flatten", optim.flatten(optim.chain(optim.clip_by_global_norm(1.0), optim.adam(0.1)))),
+    averaged("constant", ema.constant(0.9)),
+    averaged("warmup", ema.warmup(0.99)),
+    from_draw("step.make_step", train, lambda d: ({"w": d(3, 2), "b": d(2)}, d.key(), d(4, 3))),
+]
+
+# Noise, objectives, samplers.
+
+SCHEDULES = {
+    "VPLinear": noise.VPLinear(),
+    "VPCosine": noise.VPCosine(),
+    "EDM": noise.EDM(sigma_max=5.0),
+    "FlowMatching": noise.FlowMatching(),
+}
+
+
+def network(w: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x_t, t: torch.tanh(x_t @ w) * (1 + t[:, None])
+
+
+def scheduled(name: str, schedule: noise.NoiseSchedule) -> Case:
+    def fun(x: Tensor, draw: Tensor, t: Tensor) -> Tree:
+        return noise.mix(schedule, x, draw, t), noise.log_snr(schedule, t), noise.rates(schedule, t)
+
+    return from_draw(f"noise.{name}", fun, lambda d: (d(2, 3), d(2, 3), d.times(2)))
+
+
+def objective(kind: str, schedule: str, weighting: Any) -> Case:
+    prediction = diffusion.Prediction(kind)
+
+    def fun(w: Tensor, x: Tensor, draw: Tensor, t: Tensor) -> Tree:
+        options: dict[str, Any] = {"schedule": SCHEDULES[schedule], "prediction": prediction}
+        losses = diffusion.loss_at(network(w), x, draw, t, weighting=weighting, **options)
+        return losses, diffusion.denoiser(network(w), **options)(x, t)
+
+    return from_draw(f"diffusion.loss_at {kind}", fun, lambda d: (d(3, 3), d(2, 3), d(2, 3), d.times(2)))
+
+
+def random_objective(w: Tensor, key: Tensor, x: Tensor) -> Tensor:
+    return diffusion.loss(network(w), key, x, schedule=SCHEDULES["VPCosine"])
+
+
+def sampled(name: str, sample: Callable[..., Tensor], schedule: str, **options: Any) -> Case:
+    def fun(w: Tensor, key: Tensor, x_t: Tensor) -> Tensor:
+        denoise = diffusion.denoiser(network(w), schedule=SCHEDULES[schedule])
+        start = {"schedule": SCHEDULES[schedule], "steps": 3, "x_t": x_t, "dtype": x_t.dtype}
+        return sample(key, denoise, x_t.shape, **start, **options)
+
+    return from_draw(f"diffusion.{name}", fun, lambda d: (d(2, 2), d.key(), d(3, 2)))
+
+
+def guided(w: Tensor, u: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    return diffusion.guide(network(w), network(u), 1.5)(x_t, t)
+
+
+DIFFUSION = [
+    *[scheduled(name, schedule) for name, schedule in SCHEDULES.items()],
+    objective("eps", "VPLinear", "uniform"),
+    objective("x", "VPCosine", "snr"),
+    objective("v", "VPCosine", "min_snr"),
+    objective("flow", "FlowMatching", "uniform"),
+    objective("edm", "EDM", "edm"),
+    from_draw("diffusion.loss", random_objective, lambda d: (d(3, 3), d.key(), d(4, 3))),
+    from_draw("diffusion.guide", guided, lambda d: (d(3, 3), d(3, 3), d(2, 3), d.times(2))),
+    sampled("sample_ddpm", diffusion.sample_ddpm, "VPLinear"),
+    sampled("sample_ddim", diffusion.sample_ddim, "VPCosine", eta=0.5),
+    sampled("sample_euler", diffusion.sample_euler, "FlowMatching"),
+    sampled("sample_heun", diffusion.sample_heun, "EDM"),
+    sampled("sample_dpmpp_2m", diffusion.sample_dpmpp_2m, "VPCosine"),
+]
+
+# Closed forms and metrics.
+
+
+def covariance(root: Tensor) -> Tensor:
+    return root @ root.mT + torch.eye(root.shape[-1], dtype=root.dtype)
+
+
+def from_exact(name: str, build: Callable[..., Any], args: Callable[[Draw], tuple[Tensor, ...]]) -> Case:
+    def fun(x_t: Tensor, alpha: Tensor, sigma: Tensor, *parts: Tensor) -> Tree:
+        data = build(*parts)
+        return data.log_prob(x_t, alpha, sigma), data.score(x_t, alpha, sigma), data.denoise(x_t, alpha, sigma)
+
+    return from_draw(f"exact.{name}", fun, lambda d: (d(3, 2), d.times(), d.times(), *args(d)))
+
+
+def mixture(weights: Tensor, means: Tensor, roots: Tensor) -> exact.GaussianMixture:
+    return exact.GaussianMixture(weights.softmax(0), means, covariance(roots))
+
+
+EXACT = [
+    from_exact("Gaussian", exact.Gaussian, lambda d: (d(2), d.times(2))),
+    from_exact(
+        "MultivariateGaussian",
+        lambda mean, root: exact.MultivariateGaussian(mean, covariance(root)),
+        lambda d: (d(2), d(2, 2)),
+    ),
+    from_exact("GaussianMixture", mixture, lambda d: (d(2), d(2, 2), d(2, 2, 2))),
+    from_draw("metrics.sliced_wasserstein", metrics.sliced_wasserstein, lambda d: (d.key(), d(4, 2), d(5, 2))),
+    from_draw("metrics.mmd", lambda x, y: metrics.mmd(x, y, bandwidth=1.5), lambda d: (d(4, 2), d(5, 2))),
+    from_draw("metrics.moments", metrics.moments, lambda d: (d(5, 2),), dtype=IN_FLOAT64),
+    from_draw("metrics.frechet_distance", metrics.frechet_distance, lambda d: (d(5, 2), d(6, 2))),
+    from_draw("metrics.nearest_distance", metrics.nearest_distance, lambda d: (d(4, 2), d(5, 2))),
+]
+
+# A gradient is a function too: the laws hold for it as well.
+TRANSFORMED = [
+    from_draw("grad of a loss", grad(squared_error), lambda d: ({"w": d(3, 2), "b": d(2)}, d.key(), d(4, 3))),
+]
+
+CASES = [*TREES, *RANDOM, *LAYERS, *MODELS, *TRAINING, *DIFFUSION, *EXACT, *TRANSFORMED]
+
+
+# Flat forms of a row, for the laws about derivatives.
+
+
+def differentiable(case: Case) -> bool:
+    """Whether it has floating inputs and floating outputs."""
+    args = case.args(0)
+    return bool(floating(args)) and bool(floating(case.fun(*args)))
+
+
+def floating(x: Tree) -> list[Tensor]:
+    return [leaf for leaf in tree.leaves(x) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def as_vectors(case: Case, seed: int = 0) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """The row as a function of one vector, all its floating inputs, to one vector, all its floating outputs."""
+    leaves, treedef = tree.flatten(case.args(seed))
+    is_floating = [leaf.is_floating_point() for leaf in leaves]
+    vector, unravel = tree.ravel([leaf for leaf, mine in zip(leaves, is_floating, strict=True) if mine])
+
+    def fun(vector: Tensor) -> Tensor:
+        values = iter(unravel(vector))
+        given = [next(values) if mine else leaf for leaf, mine in zip(leaves, is_floating, strict=True)]
+        return tree.ravel(floating(case.fun(*tree.unflatten(treedef, given))))[0]
+
+    return fun, vector
+
+
+def direction(vector: Tensor, seed: int) -> Tensor:
+    """A random vector of the same shape."""
+    return torch.randn(vector.shape, generator=torch.Generator().manual_seed(seed), dtype=vector.dtype)
+
+
+def assert_trees_close(actual: Tree, expected: Tree, *, rtol: float, atol: float) -> None:
+    """Equal structures, shapes and dtypes; values within the tolerances. Names the path."""
+
+    def check(path: str, x: Any, y: Any) -> None:
+        torch.testing.assert_close(x, y, rtol=rtol, atol=atol, msg=lambda message: f"{path}: {message}")
+
+    tree.map_with_path(check, actual, expected)
