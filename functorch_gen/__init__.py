@@ -4,6 +4,7 @@ Transforms stand at the top (``fg.grad``, ``fg.vmap``, ``fg.jit``); everything e
 """
 
 from functorch_gen import (
+    check,
     data,
     diffusion,
     ema,
@@ -47,6 +48,7 @@ __all__ = [
     "Lowered",
     "ShapeDtypeStruct",
     "TracingError",
+    "check",
     "data",
     "diffusion",
     "ema",

@@ -26,7 +26,7 @@ from functorch_gen.nn import (
 )
 from functorch_gen.nn.sizes import check_sizes, freeze
 from functorch_gen.transforms import remat
-from functorch_gen.transforms.context import is_traced
+from functorch_gen.transforms.context import is_transformed
 from functorch_gen.typing import Key, Layer, Params
 
 __all__ = ["Remat", "ResBlock", "SpatialAttention", "Stage", "UNet", "check_labels", "drop_labels"]
@@ -189,8 +189,8 @@ class UNet:
         num_classes: labels are 0 .. num_classes - 1, and ``num_classes`` itself means "no class"; None: no labels.
         embed_dim: width of the embedding of time and class; None: 4 ``base_channels``.
         time_scale: highest angular frequency of the time features per unit of t; the lowest is about 1e-4 of it.
-        channels_last: in eager code, lay activations out as (b, h, w, c) in memory; values are unchanged. Often the
-            faster layout on a CPU. Transformed and traced code ignores it: the compiler chooses its layouts itself.
+        channels_last: lay activations out as (b, h, w, c) in memory; values are unchanged. The faster layout on a CPU,
+            eager and compiled; inside a functorch transform, where layouts have no meaning, it does nothing.
         remat: recompute the inside of each block in the backward pass: less memory, about a quarter more time.
     Raises:
         ValueError: for sizes that do not fit; when called, for x, t or label of a wrong shape.
@@ -341,12 +341,11 @@ class UNet:
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """Lays x out as (b, h, w, c), where that can be seen and helps.
+    """Lays x out as (b, h, w, c), where that can be seen.
 
-    Under functorch a layout has no meaning (the derivative of ``F.group_norm`` in forward mode even refuses this one),
-    and a traced graph gets its layouts from the compiler.
+    Under functorch a layout has no meaning: the derivative of ``F.group_norm`` in forward mode even refuses this one.
     """
-    return x if is_traced() else x.contiguous(memory_format=torch.channels_last)
+    return x if is_transformed() else x.contiguous(memory_format=torch.channels_last)
 
 
 def _check_integer(label: Tensor, name: str) -> None:

@@ -18,7 +18,7 @@ from functorch_gen.typing import Tree
 
 __all__ = ["barrier_op", "optimization_barrier"]
 
-_LIBRARY = torch.library.Library("functorch_gen", "DEF")
+_LIBRARY = torch.library.Library("functorch_gen", "FRAGMENT")
 _LIBRARY.define(
     "barrier(Tensor[] xs, Tensor[] after) -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),

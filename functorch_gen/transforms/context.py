@@ -7,7 +7,12 @@ from torch.autograd import forward_ad
 from functorch_gen import tree
 from functorch_gen.typing import Tree
 
-__all__ = ["is_differentiable", "is_nested", "is_traced"]
+__all__ = ["is_differentiable", "is_nested", "is_traced", "is_transformed"]
+
+
+def is_transformed() -> bool:
+    """Whether a functorch transform is active, so that a tensor here may stand for many or carry a tangent."""
+    return torch.compiler.is_dynamo_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def is_traced() -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from functorch_gen.transforms.tracing.lowerings import register_lowerings
+
 __all__ = ["BACKENDS", "compile_graph"]
 
 BACKENDS = ("inductor", "aten")
@@ -29,6 +31,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor], backend: str)
     if backend == "aten":
         return graph.forward
     compute_scalars_once(graph)
+    register_lowerings()
     from torch._inductor import config, standalone_compile
 
     options = {key: value for key, value in _OPTIONS.items() if hasattr(config, key)}

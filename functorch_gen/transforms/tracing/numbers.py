@@ -133,7 +133,7 @@ def _binary(on_numbers: Callable[[Tensor, Tensor], Tensor], on_tensors: Callable
     def method(self: TracedNumber, other: Any) -> Any:
         if isinstance(other, Tensor):
             if on_tensors is torch.true_divide and not swap:
-                return torch.mul(other.reciprocal(), self)  # as Tensor.__rtruediv__ does
+                return other.reciprocal() * self  # as Tensor.__rtruediv__ does
             return on_tensors(other, self) if swap else on_tensors(self, other)
         if not isinstance(other, TracedNumber | bool | int | float | complex):
             return NotImplemented
