@@ -40,7 +40,7 @@ def judge(images: Tensor, label: Tensor) -> dict[str, float]:
 
     train, test = load(TRAIN), load(TEST)
     samples, real, held_out = (to_levels(x).flatten(1) / 8 - 1 for x in (images, train["image"], test["image"]))
-    classifier = SVC(gamma=0.1).fit(real.numpy(), train["label"].numpy())
+    classifier = SVC().fit(real.numpy(), train["label"].numpy())
     frechet, near = fg.metrics.frechet_distance, fg.metrics.nearest_distance
     return {
         "svc_accuracy": float(classifier.score(samples.numpy(), label.numpy())),
@@ -56,8 +56,8 @@ def two_sample_forest(samples: Tensor, held_out: Tensor) -> float:
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
-    chosen = np.random.default_rng(0).permutation(len(samples))[: len(held_out)]
-    x = np.concatenate([samples.numpy()[chosen], held_out.numpy()])
-    y = np.repeat([0, 1], [len(chosen), len(held_out)])
+    n, draw = min(len(samples), len(held_out)), np.random.default_rng(0)
+    x = np.concatenate([draw.permutation(part.numpy())[:n] for part in (samples, held_out)])
+    y = np.repeat([0, 1], n)
     forest = RandomForestClassifier(200, random_state=0, n_jobs=2)
     return float(cross_val_score(forest, x, y, cv=StratifiedKFold(5, shuffle=True, random_state=0)).mean())

@@ -252,3 +252,12 @@ def test_check_writable_of_a_read_only_folder_is_an_error(tmp_path, monkeypatch)
     with pytest.raises(PermissionError, match=f"check_writable: expected a writable folder, got '{tmp_path}/runs'"):
         check_writable(tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_fit_names_the_leaf_by_which_a_batch_differs():
+    given = [{"x": torch.ones(2), "y": torch.ones(2)}, {"x": torch.ones(2)}]
+    tx = optim.sgd(0.1)
+    state = init_state({"w": torch.ones(2)}, tx, random.key(0))
+    step = make_step(lambda p, key, batch: (p["w"] * batch["x"]).sum(), tx)
+    with pytest.raises(ValueError, match=r"fit: expected batches of one structure, got another at step 1: .*'y'"):
+        fit(step, state, given, steps=2, progress=False)

@@ -64,7 +64,8 @@ def fit(
         progress: needs tqdm.
     Raises:
         TypeError, ValueError: before the first step, if ``steps`` or ``log_every`` is no integer > 0 or a list of
-            batches is too short; when they run out, if ``batches`` is an iterator.
+            batches is too short; when they run out, if ``batches`` is an iterator. If a batch is built otherwise
+            than the first; names the path.
         FloatingPointError: if a metric whose name ends in "loss" is NaN or infinite at some step; names the step and
             the parameters that are not finite now.
 
@@ -82,9 +83,12 @@ def fit(
     begin = time.perf_counter()
     history: History = {"step": [], "seconds": []}
     pending: list[dict[str, Any]] = []
+    first: Any = None
     with _bar(steps, progress) as bar:
         for n in range(start, start + steps):
             batch = _next_batch(source, n, start, steps)
+            first = tree.structure(batch) if n == start else first
+            _check_structure(batch, first, n)
             with _ticking(bar, "first step, compilation included") if n == start else nullcontext():
                 train_state, metrics = step(train_state, batch)
             history["step"].append(n)
@@ -125,6 +129,16 @@ def _next_batch(source: Callable[[int], Any] | Iterator[Any], n: int, start: int
         return next(source)
     except StopIteration:
         raise ValueError(f"fit: expected batches for steps={steps}, got only {n - start}") from None
+
+
+def _check_structure(batch: Any, first: tree.TreeDef, n: int) -> None:
+    """Another structure would be traced and compiled anew, or fail far from its cause."""
+    if tree.structure(batch) != first:
+        try:
+            tree.map(lambda *_: None, tree.unflatten(first, range(first.num_leaves)), batch)
+        except ValueError as error:
+            told = str(error).removeprefix("tree.map: ")
+            raise ValueError(f"fit: expected batches of one structure, got another at step {n}: {told}") from None
 
 
 # Metrics.

@@ -130,7 +130,7 @@ def _power(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _binary(on_numbers: Callable[[Tensor, Tensor], Tensor], on_tensors: Callable[[Any, Any], Any], swap: bool) -> Any:
-    def method(self: TracedNumber, other: Any) -> Any:
+    def method(self: Any, other: Any) -> Any:
         if isinstance(other, Tensor):
             if on_tensors is torch.true_divide and not swap:
                 return other.reciprocal() * self  # as Tensor.__rtruediv__ does
