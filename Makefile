@@ -66,7 +66,7 @@ format: setup ## rewrites the files as `make lint` wants them
 	$(BIN)/ruff format .
 
 bench: setup ## the jitted training step beside the same model as nn.Module, eager and compiled
-	$(BIN)/python tests/bench/step.py
+	PYTHONPATH=examples $(BIN)/python -m tests.bench.step
 
 docs: setup ## runs the code of README.md and docs/*.md
 	$(PYTEST) tests/test_docs.py

@@ -6,7 +6,6 @@ Equal work is asserted: with the same draws the losses of both agree over five s
 """
 
 import argparse
-import copy
 import json
 import platform
 import sys
@@ -15,31 +14,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusion_digits as demo
+import digits
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "examples"), str(ROOT)]
+import functorch_gen as fg
+from functorch_gen.diffusion import LogNormalTime
+from functorch_gen.models import drop_labels
+from tests.bench.timing import busy_processors, interleave
+from tests.bench.unet_module import UNetModule
 
-import diffusion_digits as demo  # noqa: E402  # the path is set above
-import digits  # noqa: E402
-
-import functorch_gen as fg  # noqa: E402
-from functorch_gen.diffusion import LogNormalTime  # noqa: E402
-from functorch_gen.models import drop_labels  # noqa: E402
-from tests.bench.timing import busy_processors, interleave  # noqa: E402
-from tests.bench.unet_module import UNetModule  # noqa: E402
-
+DOCS = Path(__file__).parents[2] / "docs"
 DECAY, LABEL_DROP = 0.999, 0.1
 
 
-def functional_step(config: demo.Config, backend: str) -> tuple[Callable[[Any], Tensor], Any]:
+def functional_step(config: demo.Config) -> tuple[Callable[[Any], Tensor], Any]:
     """The demo's step, jitted, with its state held here; and the initial parameters."""
     model = demo.make_model(config, digits.load(digits.TRAIN))
     params = model.net.init(fg.random.key(0))
     tx, average = demo.make_optimizer(config), fg.ema.constant(DECAY)
     state = [fg.step.init_state(params, tx, fg.random.key(1), ema=average)]
-    step = fg.jit(fg.step.make_step(demo.make_loss(config, model), tx, ema=average), donate_argnums=0, backend=backend)
+    step = fg.jit(
+        fg.step.make_step(demo.make_loss(config, model), tx, ema=average), donate_argnums=0, backend=config.backend
+    )
 
     def run(batch: Any) -> Tensor:
         state[0], metrics = step(state[0], batch)
@@ -127,21 +125,20 @@ def assert_equal_work(run: Callable[[Any], Tensor], module: ModuleStep, batch: A
     return gaps
 
 
-def measure(rounds: int, backend: str = "inductor") -> dict[str, Any]:
+def measure(config: demo.Config, rounds: int) -> dict[str, Any]:
     """Milliseconds of every variant, first-call seconds, and the ratio to the best module."""
     torch.manual_seed(0)
-    config = demo.Config(steps=10_000)
     data = digits.load(digits.TRAIN)
     batch = {name: x[: config.batch_size] for name, x in data.items()}
-    functional, params = functional_step(config, backend)
+    functional, params = functional_step(config)
     modules = {
         f"nn.Module {'compiled' if compiled else 'eager'}{' channels-last' if last else ''}": ModuleStep(
             config, params, compiled=compiled, channels_last=last
         )
-        for compiled in ((False, True) if backend == "inductor" else (False,))
+        for compiled in ((False, True) if config.backend == "inductor" else (False,))
         for last in (False, True)
     }
-    gaps = assert_equal_work(functional, copy.copy(modules["nn.Module eager"]), batch)
+    gaps = assert_equal_work(functional, modules["nn.Module eager"], batch)
     variants: dict[str, Callable[[], object]] = {"fg.jit": lambda: functional(batch)}
     variants |= {name: (lambda step=step: step(batch)) for name, step in modules.items()}
     first = {}
@@ -174,9 +171,9 @@ def page(result: dict[str, Any]) -> str:
             "# Benchmarks",
             "",
             f"Made by `make bench` ({result['machine']}, torch {result['torch']}).",
-            "One training step of the demo: U-Net of 533k parameters, batch 128 of 1x8x8, gradient + clipping by global",
-            "norm + AdamW + moving average. Variants take turns in one process; the module's rows have fused AdamW and",
-            "foreach clipping and averages.",
+            "One training step of the demo: U-Net of 533k parameters, batch 128 of 1x8x8, gradient + clipping by",
+            "global norm + AdamW + moving average. Variants take turns in one process; the module's rows have fused AdamW",
+            "and foreach clipping and averages.",
             f"Losses agree to {result['loss_difference_over_5_steps']:.0e} over five steps from equal draws.",
             "",
             "| variant | median ms | minimum ms | ratio to the best module |",
@@ -191,13 +188,13 @@ def main() -> None:
     """Measures and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=60, help="timed calls of each variant (default: 60)")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of benchmarks.md and .json")
+    parser.add_argument("--out", type=Path, default=DOCS, help="folder of benchmarks.md and .json")
     parser.add_argument("--busy", action="store_true", help="measure although the machine is busy")
     options = parser.parse_args()
     busy = busy_processors()
     if busy > 0.5 and not options.busy:
         sys.exit(f"bench: expected an idle machine, got {busy:.1f} busy processors (--busy to measure all the same)")
-    result = measure(options.rounds)
+    result = measure(demo.Config(steps=10_000), options.rounds)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "benchmarks.json").write_text(json.dumps(result, indent=2) + "\n")
     (options.out / "benchmarks.md").write_text(page(result))
