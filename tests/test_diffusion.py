@@ -198,7 +198,7 @@ def test_flow_loss_of_the_exact_network_is_s_pi_half():
 
 
 @every_schedule
-@pytest.mark.parametrize("weighting", WEIGHTINGS[1:], ids=str)
+@pytest.mark.parametrize("weighting", WEIGHTINGS[1:], ids=["snr", "min_snr", "edm", "MinSNRWeight", "sigmoid"])
 def test_weightings_of_the_data_do_not_depend_on_the_prediction(weighting, schedule):
     # networks that say the same in other words have the same weighted loss; sigma_data is that of the edm prediction
     data = Gaussian(torch.zeros(3, dtype=F64), torch.tensor(1.3, dtype=F64))
@@ -248,7 +248,7 @@ def test_uniform_equals_the_weighting_that_each_prediction_implies():
 
 @every_schedule
 @every_prediction
-@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=str)
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=["uniform", "snr", "min_snr", "edm", "MinSNRWeight", "sigmoid"])
 def test_loss_and_gradient_are_finite_at_both_ends(weighting, prediction, schedule):
     x, noise = torch.ones(2, 3), torch.ones(2, 3)
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from functorch_gen.transforms.tracing.lowerings import register_lowerings
 
-__all__ = ["BACKENDS", "compile_graph"]
+__all__ = ["BACKENDS", "compile_graph", "compute_scalars_once"]
 
 BACKENDS = ("inductor", "aten")
 
@@ -49,7 +49,7 @@ def compute_scalars_once(module: fx.GraphModule) -> None:
     """
     graph = module.graph
     for node in list(graph.nodes):
-        if node.op != "call_function" or _ndim(node) != 0:
+        if node.op != "call_function" or _ndim(node) != 0 or not node.all_input_nodes:
             continue
         readers = [user for user in node.users if _ndim(user) > 0]
         if readers:
