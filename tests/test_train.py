@@ -11,6 +11,7 @@ from functorch_gen import optim, random, tree
 from functorch_gen.data import batches
 from functorch_gen.step import init_state, make_step
 from functorch_gen.train import Every, check_data, check_writable, fit
+from functorch_gen.transforms import jit
 
 KEY = random.key(0)
 TX = optim.sgd(0.25)
@@ -201,7 +202,7 @@ def test_fit_of_a_loss_that_is_not_finite_lists_five_parameters():
         return sum(p.sum() for p in params.values()) * torch.nan
 
     train_state = init_state({f"p{i}": torch.ones(2) for i in range(7)}, TX, KEY)
-    with pytest.raises(FloatingPointError, match=r"after step 0: p0, p1, p2, p3, p4 and 2 more$"):
+    with pytest.raises(FloatingPointError, match=r"after step 0: p0, p1, p2, p3, p4 and 2 more\nfit: the last"):
         fit(make_step(loss_fn, TX), train_state, zero, steps=1, progress=False)
 
 
@@ -261,3 +262,22 @@ def test_fit_names_the_leaf_by_which_a_batch_differs():
     step = make_step(lambda p, key, batch: (p["w"] * batch["x"]).sum(), tx)
     with pytest.raises(ValueError, match=r"fit: expected batches of one structure, got another at step 1: .*'y'"):
         fit(step, state, given, steps=2, progress=False)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_fit_hands_on_the_last_state_when_it_is_stopped(error):
+    def batches_then_stop(n):
+        if n == 2:
+            raise error("stop")
+        return torch.ones(2)
+
+    tx = optim.sgd(0.1)
+    step = jit(make_step(lambda p, key, batch: (p["w"] * batch).sum(), tx), donate_argnums=0, backend="aten")
+    state = init_state({"w": torch.ones(2)}, tx, random.key(0))
+    with pytest.raises(error) as caught:
+        fit(step, state, batches_then_stop, steps=5, progress=False)
+    assert int(caught.value.train_state.step) == 2
+    assert torch.allclose(caught.value.train_state.params["w"], torch.tensor([0.8, 0.8]))
+    assert caught.value.history["step"] == [0, 1]
+    with pytest.raises(ValueError, match="train_state in use, got one whose memory was donated"):
+        fit(step, state, batches_then_stop, steps=5, progress=False)

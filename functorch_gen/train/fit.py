@@ -58,6 +58,9 @@ def fit(
     the device and are read every ``log_every`` steps. All step numbers are ``train_state.step`` as the step began, so
     that a run that resumes counts on.
 
+    Whatever ends the run early (an error, Ctrl-C), nothing is lost: the exception carries ``train_state`` and
+    ``history`` as they were after the last whole step.
+
     Args:
         step: ``step(train_state, batch) -> (train_state, metrics)``, jitted by the caller.
         batches: an iterable, or a function of the step number.
@@ -79,28 +82,37 @@ def fit(
     """
     _check_count("fit", steps=steps, log_every=log_every)
     source = _source(batches, steps)
+    if not train_state.step.numel():
+        raise ValueError("fit: expected a train_state in use, got one whose memory was donated to an earlier step")
     start = int(train_state.step)
     begin = time.perf_counter()
     history: History = {"step": [], "seconds": []}
     pending: list[dict[str, Any]] = []
     first: Any = None
-    with _bar(steps, progress) as bar:
-        for n in range(start, start + steps):
-            batch = _next_batch(source, n, start, steps)
-            first = tree.structure(batch) if n == start else first
-            _check_structure(batch, first, n)
-            with _ticking(bar, "first step, compilation included") if n == start else nullcontext():
-                train_state, metrics = step(train_state, batch)
-            history["step"].append(n)
-            history["seconds"].append(time.perf_counter() - begin)
-            pending.append(metrics)
-            bar.update()
-            if len(pending) == log_every or n == start + steps - 1:
-                bar.set_postfix(_record(history, pending, train_state), refresh=False)
-                pending = []
-            for hook in hooks:
-                if (n + 1) % hook.steps == 0:
-                    hook.fun(train_state)
+    try:
+        with _bar(steps, progress) as bar:
+            for n in range(start, start + steps):
+                batch = _next_batch(source, n, start, steps)
+                first = tree.map(lambda _: 0, batch) if n == start else first
+                _check_structure(batch, first, n)
+                with _ticking(bar, "first step, compilation included") if n == start else nullcontext():
+                    train_state, metrics = step(train_state, batch)
+                history["step"].append(n)
+                history["seconds"].append(time.perf_counter() - begin)
+                pending.append(metrics)
+                bar.update()
+                if len(pending) == log_every or n == start + steps - 1:
+                    bar.set_postfix(_record(history, pending, train_state), refresh=False)
+                    pending = []
+                for hook in hooks:
+                    if (n + 1) % hook.steps == 0:
+                        hook.fun(train_state)
+    except (
+        BaseException
+    ) as error:  # an interrupt too: the state given to fit may have been donated, so hand on the last
+        error.__dict__.update(train_state=train_state, history=history)
+        error.add_note("fit: the last state and the history are this exception's train_state and history")
+        raise
     return train_state, history
 
 
@@ -131,11 +143,11 @@ def _next_batch(source: Callable[[int], Any] | Iterator[Any], n: int, start: int
         raise ValueError(f"fit: expected batches for steps={steps}, got only {n - start}") from None
 
 
-def _check_structure(batch: Any, first: tree.TreeDef, n: int) -> None:
-    """Another structure would be traced and compiled anew, or fail far from its cause."""
-    if tree.structure(batch) != first:
+def _check_structure(batch: Any, first: Any, n: int) -> None:
+    """Another structure than that of ``first`` would be compiled anew, or fail far from its cause."""
+    if tree.structure(batch) != tree.structure(first):
         try:
-            tree.map(lambda *_: None, tree.unflatten(first, range(first.num_leaves)), batch)
+            tree.map(lambda *_: None, first, batch)
         except ValueError as error:
             told = str(error).removeprefix("tree.map: ")
             raise ValueError(f"fit: expected batches of one structure, got another at step {n}: {told}") from None

@@ -1,7 +1,7 @@
 """Reverse mode: value_and_grad, grad, vjp, stop_gradient.
 
 Two engines behind one name. At top level ``torch.autograd.grad`` runs without recording the backward pass, which
-halves time and memory; inside another transform, or where an outer gradient is wanted, ``torch.func`` does.
+halves the memory; inside another transform, or where an outer gradient is wanted, ``torch.func`` does.
 """
 
 import functools

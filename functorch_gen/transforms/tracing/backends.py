@@ -1,9 +1,11 @@
 """What runs a traced graph: Inductor's code, or the graph's own ATen calls."""
 
+import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,8 +39,23 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor], backend: str)
     options = {key: value for key, value in _OPTIONS.items() if hasattr(config, key)}
     if on_cpu and torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "NO AVX"):
         options["cpp.vec_isa_ok"] = True  # torch has found the ISA already: its 9 s of compiler probes are skipped
-    with config.patch(options):
+    with config.patch(options), _quiet():
         return standalone_compile(graph, list(inputs), dynamic_shapes="from_example_inputs")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back a warning that the artifact of a graph compiled before cannot be saved again; it is not saved here."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "artifact generation failed" not in record.getMessage()
+
+    log = logging.getLogger("torch._inductor.standalone_compile")
+    log.addFilter(other)
+    try:
+        yield
+    finally:
+        log.removeFilter(other)
 
 
 def compute_scalars_once(module: fx.GraphModule) -> None:
