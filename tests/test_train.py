@@ -185,7 +185,7 @@ def test_fit_of_a_loss_that_is_not_finite_names_the_step_and_the_parameters():
 
     params = {"layer": {"bad": torch.ones(2)}, "good": torch.ones(2)}
     train_state = init_state(params, TX, KEY)
-    message = "expected a finite loss, got nan at step 3; parameters that are not finite after step 4: layer.bad$"
+    message = "expected a finite loss, got nan at step 3; parameters that are not finite after step 4: layer.bad\nfit"
     with pytest.raises(FloatingPointError, match=message):
         fit(
             make_step(loss_fn, TX),
