@@ -45,9 +45,8 @@ class Config:
     progress: bool = True  # show a progress bar
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate", "base_channels", "num_blocks", "sample_steps"):
-            fg.check.check_positive("Config", **{name: getattr(self, name)})
-        fg.check.check_positive("Config", samples_per_class=self.samples_per_class, sample_every=self.sample_every)
+        positive = ("steps", "batch_size", "learning_rate", "sample_steps", "samples_per_class", "sample_every")
+        fg.check.check_positive("Config", **{name: getattr(self, name) for name in positive})
 
 
 class Model(NamedTuple):
@@ -136,9 +135,8 @@ def make_sampler(model: Model, shape: tuple[int, ...], chunk: int = 250) -> Call
 
             guided = conditional if guidance == 1 else guide_network(conditional, label, null, guidance)
             denoise = denoiser(guided, schedule=model.schedule, prediction=model.prediction)
-            run = sample_ddim if ddim else sample_heun
             options: Any = {"schedule": model.schedule, "steps": steps, "return_path": path}
-            return run(key, denoise, (len(label), *shape), **options)
+            return (sample_ddim if ddim else sample_heun)(key, denoise, (len(label), *shape), **options)
 
         parts = label.split(chunk)
         drawn = [draw(k, part) for k, part in zip(fg.random.split(key, len(parts)), parts, strict=True)]
@@ -147,14 +145,13 @@ def make_sampler(model: Model, shape: tuple[int, ...], chunk: int = 250) -> Call
     return sample
 
 
-def train(config: Config, model: Model, data: dict[str, Tensor], hooks: Any = ()) -> tuple[fg.step.TrainState, Any]:
+def train(key: Tensor, config: Config, model: Model, data: Any, hooks: Any = ()) -> tuple[fg.step.TrainState, Any]:
     """The whole training: -> (train_state, history)."""
     tx, average = make_optimizer(config), fg.ema.warmup(config.ema_decay)
-    key_init, key_run, key_data = fg.random.split(fg.random.key(config.seed), 3)
+    key_init, key_run, key_data = fg.random.split(key, 3)
     state = fg.step.init_state(model.net.init(key_init), tx, key_run, ema=average)
-    step = fg.jit(
-        fg.step.make_step(make_loss(config, model), tx, ema=average), donate_argnums=0, backend=config.backend
-    )
+    pure_step = fg.step.make_step(make_loss(config, model), tx, ema=average)
+    step = fg.jit(pure_step, donate_argnums=0, backend=config.backend)
     batches = fg.data.batches(key_data, data, config.batch_size)
     return fg.train.fit(step, state, batches, steps=config.steps, hooks=hooks, progress=config.progress)
 
@@ -166,16 +163,15 @@ def main(config: Config) -> dict[str, Any]:
     model = make_model(config, data)
     classes = model.net.num_classes or 0
     sample = make_sampler(model, tuple(data["image"].shape[1:]))
-    key = fg.random.fold_in(fg.random.key(config.seed), 1)
+    key_train, key = fg.random.split(fg.random.key(config.seed))
     options = {"steps": config.sample_steps, "guidance": config.guidance}
 
     def draw(state: fg.step.TrainState) -> None:
-        grid = sample(key, state.ema.average, torch.arange(classes).repeat_interleave(10), **options)
-        rows = [str(i) for i in range(classes)]
-        fg.plot.image_grid(grid.clamp(-1, 1), out / "samples.png", columns=10, row_labels=rows)
+        grid = sample(key, state.ema.average, torch.arange(classes).repeat_interleave(10), **options).clamp(-1, 1)
+        fg.plot.image_grid(grid, out / "samples.png", columns=10, row_labels=[str(i) for i in range(classes)])
 
     begin = time.perf_counter()
-    state, history = train(config, model, data, hooks=[fg.train.Every(config.sample_every, draw)])
+    state, history = train(key_train, config, model, data, hooks=[fg.train.Every(config.sample_every, draw)])
     trained = time.perf_counter()
     draw(state)
     label = torch.arange(classes).repeat_interleave(config.samples_per_class)

@@ -166,7 +166,7 @@ def test_the_demo_step_is_one_graph_that_compiles_once(tmp_path):
         patch.setattr(fg, "jit", spy)
         config = tiny(tmp_path, steps=6)
         data = demo.load_data(config)
-        state, history = demo.train(config, demo.make_model(config, data), data)
+        state, history = demo.train(fg.random.key(0), config, demo.make_model(config, data), data)
     (step,) = traced
     assert step.traces == 1
     assert int(state.step) == len(history["loss"]) == 6
