@@ -124,7 +124,6 @@ def make_optimizer(config: Config) -> fg.optim.GradientTransformation:
 def make_sampler(model: Model, shape: tuple[int, ...], chunk: int = 250) -> Callable[..., Any]:
     """sample(key, params, label, steps=, guidance=, ddim=, path=) -> images (n, ...), or with their path."""
     network = fg.jit(lambda params, x_t, c_noise, label: model.net(params, x_t, c_noise, label), backend="aten")
-    null = model.net.num_classes or 0
 
     def sample(
         key: Tensor, params: Any, label: Tensor, *, steps: int, guidance: float, ddim: bool = False, path: bool = False
@@ -133,6 +132,7 @@ def make_sampler(model: Model, shape: tuple[int, ...], chunk: int = 250) -> Call
             def conditional(x_t: Tensor, c_noise: Tensor, label: Tensor = label) -> Tensor:
                 return network(params, x_t, c_noise, label)
 
+            null = model.net.num_classes or 0
             guided = conditional if guidance == 1 else guide_network(conditional, label, null, guidance)
             denoise = denoiser(guided, schedule=model.schedule, prediction=model.prediction)
             options: Any = {"schedule": model.schedule, "steps": steps, "return_path": path}
@@ -176,8 +176,8 @@ def main(config: Config) -> dict[str, Any]:
     draw(state)
     label = torch.arange(classes).repeat_interleave(config.samples_per_class)
     images = sample(key, state.ema.average, label, **options).clamp(-1, 1)
-    stored = images if config.images else digits.to_levels(images)
-    np.savez_compressed(out / "samples.npz", images=stored.numpy(), labels=label.numpy())
+    levels = images if config.images else digits.to_levels(images)
+    np.savez_compressed(out / "samples.npz", images=levels.numpy(), labels=label.numpy())
     _, path = sample(key, state.ema.average, torch.arange(min(classes, 8)), path=True, **options)
     fg.plot.image_path(path.x_hat.clamp(-1, 1), out / "path.png", times=path.t, title="estimates as the noise falls")
     fg.plot.curve(history["loss"], out / "loss.png", steps=history["step"], title="training loss", y_label="loss")
@@ -195,6 +195,5 @@ def main(config: Config) -> dict[str, Any]:
 
 if __name__ == "__main__":
     settings = command_line.parse(Config, __doc__)
-    for name, value in main(settings).items():
-        print(f"{name:24} {value:.4g}")
+    print(*[f"{name:24} {value:.4g}" for name, value in main(settings).items()], sep="\n")
     print(f"samples.png, samples.npz, path.png, loss.png and metrics.json are in {settings.out}")
