@@ -357,8 +357,71 @@ def test_eval_shape_equals_the_result_without_computing():
         lambda: fg.hessian(f, argnums=1)(params(), X),
         lambda: fg.vjp(g_tree, params())[1]({"y": X[:2], "z": [X[:2]]}),
         lambda: fg.hvp(lambda x: f(params(), x), (X,), (X,)),
+        lambda: fg.linearize(lambda x: f(params(), x), X)[1](X),
+        lambda: X * fg.eval_shape(lambda x: x[:2], X).shape[0],
+        lambda: fg.jacfwd(g_tree)(params()),
+        lambda: fg.vmap(lambda x, y: (x * y, y), in_dims=(0, None), out_dims=(0, None))(X, X),
     ],
 )
 def test_transforms_trace_under_torch_compile(run):
     torch._dynamo.reset()
     assert tree.allclose(torch.compile(run, fullgraph=True, backend="aot_eager")(), run(), rtol=1e-12)
+
+
+def test_a_closed_over_tensor_keeps_its_gradient_through_the_aux():
+    w = torch.tensor(3.0, requires_grad=True)
+    (value, aux), _ = fg.value_and_grad(lambda x: (x**2, {"y": w * x}), has_aux=True)(torch.tensor(2.0))
+    assert torch.autograd.grad(aux["y"], w)[0] == 2.0
+    (_, aux), grads = fg.value_and_grad(lambda x: (torch.tensor(1.0), 2 * x), has_aux=True)(torch.tensor(2.0))
+    assert (grads, aux.requires_grad) == (0.0, False)
+    value, grads = fg.value_and_grad(lambda x: w)(torch.tensor(2.0))
+    assert value is w
+    assert grads == 0.0
+
+
+INFERENCE = {
+    "grad": lambda x: fg.grad(lambda x: (x**3).sum())(x),
+    "grad of remat": lambda x: fg.grad(fg.remat(lambda x: (x**3).sum()))(x),
+    "vjp": lambda x: fg.vjp(lambda x: (x**3).sum(), x)[1](torch.ones((), dtype=F64))[0],
+    "jacrev": lambda x: fg.jacrev(fg.remat(lambda x: (x**3).sum()))(x),
+    "jacfwd": lambda x: fg.jacfwd(lambda x: (x**3).sum())(x),
+    "grad of grad": lambda x: fg.grad(lambda x: fg.grad(lambda y: (y**4).sum() / 4)(x).sum())(x),
+    "linearize": lambda x: fg.linearize(lambda x: x**3, x)[1](torch.ones(3, dtype=F64)),
+}
+
+
+@pytest.mark.parametrize("name", INFERENCE)
+def test_derivatives_in_inference_mode_are_not_zero(name):
+    with torch.inference_mode():
+        made_inside = X.clone()
+        for x in (X, made_inside):
+            assert torch.allclose(INFERENCE[name](x), INFERENCE[name](X.clone()))
+            assert torch.count_nonzero(INFERENCE[name](x)) == 3
+    assert torch.count_nonzero(INFERENCE[name](made_inside)) == 3
+
+
+def test_scalars_empty_tensors_and_empty_trees_have_jacobians():
+    for jacobian in (fg.jacrev, fg.jacfwd):
+        assert jacobian(lambda x: x**2)(torch.tensor(3.0)) == 6.0
+        assert jacobian(lambda x: x**2)(3.0) == 6.0
+        assert jacobian(lambda x: x.sum() * torch.ones(2))(torch.zeros(0)).shape == (2, 0)
+        assert jacobian(lambda x: x[:0])(X).shape == (0, 3)
+        assert jacobian(lambda p: {"y": torch.ones(2)})({}) == {"y": {}}
+        assert torch.equal(jacobian(lambda x: x * x)(torch.tensor(2.0).expand(3)), 4 * torch.eye(3))
+    assert fg.hessian(lambda x: x**3)(torch.tensor(3.0)) == 18.0
+    assert fg.jvp(lambda p: torch.ones(2), ({},), ({},))[1].tolist() == [0, 0]
+    assert fg.linearize(lambda p: torch.ones(2), {})[1]({}).tolist() == [0, 0]
+
+
+def test_vjp_names_the_path_of_an_output_without_derivative():
+    with pytest.raises(TypeError, match=r"vjp: expected fun to return floating tensors, got torch.int64 at 'n'"):
+        fg.vjp(lambda x: {"y": x, "n": x.argmax()}, X)
+
+
+def test_linearize_keeps_the_gradient_of_a_closed_over_tensor_and_returns_plain_zeros():
+    w = torch.tensor(2.0, dtype=F64, requires_grad=True)
+    _, push = fg.linearize(lambda x: w * x**2, X)
+    assert torch.allclose(torch.autograd.grad(push(X).sum(), w)[0], 2 * (X**2).sum())
+    _, push = fg.linearize(lambda x: (x, torch.ones(2)), X)
+    assert type(push(X)[1]) is torch.Tensor
+    assert push(X)[1].tolist() == [0, 0]

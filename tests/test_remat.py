@@ -153,3 +153,17 @@ def test_barrier_survives_common_subexpression_elimination():
     assert text.count("aten.exp.default") == 2
     assert text.count("functorch_gen.barrier") == 1
     assert torch.allclose(fg.jit(f)(X), 2 * torch.exp(X))
+
+
+def test_remat_differentiates_tensors_inside_objects():
+    module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1)).double()
+    expected = torch.autograd.grad(module(X).sum(), list(module.parameters()))
+    for wrapped in (fg.remat(module), fg.remat(lambda x: module(x)), fg.remat(fg.jit(lambda x: module(x)))):
+        assert tree.allclose(torch.autograd.grad(wrapped(X).sum(), list(module.parameters())), expected)
+    for make in (lambda w: Layer(w).apply, lambda w: functools.partial(lambda f, x: f(x), Layer(w).apply)):
+        got = fg.grad(lambda w, make=make: fg.remat(make(w))(X).sum())(W)
+        assert torch.allclose(got, fg.grad(lambda w: torch.tanh(w @ X).sum())(W), rtol=1e-13)
+
+
+def test_remat_output_may_be_an_input():
+    assert torch.equal(fg.grad(lambda x: sum(y.sum() for y in fg.remat(lambda x: (x, 2 * x, x))(x)))(X), 0 * X + 4)

@@ -1,5 +1,7 @@
 """vmap: against a loop."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 
@@ -90,3 +92,29 @@ def test_vmap_names_what_does_not_fit(call, message):
 def test_vmap_refuses_the_global_generator():
     with pytest.raises(RuntimeError, match="random"):
         fg.vmap(lambda x: x + torch.randn(2))(torch.ones(3, 2))
+
+
+def test_vmap_prefixes_follow_any_mapping():
+    ordered = OrderedDict(z=torch.arange(6.0).reshape(2, 3), a=torch.arange(3.0))
+    out = fg.vmap(lambda d: d["z"].sum() + d["a"], in_dims=({"z": 1, "a": 0},))(ordered)
+    assert torch.equal(out, ordered["z"].sum(0) + ordered["a"])
+    by_tuples = {(1, 2): torch.arange(3.0), (0,): torch.tensor(5.0)}
+    out = fg.vmap(lambda d: d[1, 2] + d[(0,)], in_dims=({(1, 2): 0, (0,): None},))(by_tuples)
+    assert out.tolist() == [5, 6, 7]
+
+
+def test_vmap_of_an_empty_batch():
+    assert fg.vmap(lambda x: 2 * x, chunk_size=2)(torch.zeros(0, 3)).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: fg.vmap(lambda x: {"y": x}, out_dims=None)(x), "output at 'y' to be the same for all examples"),
+        (lambda x: fg.vmap(lambda x: {"y": x}, out_dims=3)(x), "out_dims in range for the output at 'y', got 3"),
+        (lambda x: fg.vmap(lambda x, y: x)(x, {"k": torch.ones(4)}), "3 in argument '0' and 4 in '1.k'"),
+    ],
+)
+def test_vmap_names_the_output_or_argument_that_does_not_fit(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.arange(3.0))

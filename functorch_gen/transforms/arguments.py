@@ -11,7 +11,7 @@ from functorch_gen.transforms.context import is_differentiable
 from functorch_gen.tree import TreeDef
 from functorch_gen.typing import Tree
 
-__all__ = ["Outputs", "Primals", "primals_of", "tangents_of"]
+__all__ = ["Outputs", "Primals", "check_outputs", "dense", "primals_of", "tangents_of"]
 
 
 class Primals(NamedTuple):
@@ -74,6 +74,22 @@ def _check_leaves(name: str, number: int, argument: Tree) -> None:
             continue
         kind = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
         raise TypeError(f"{name}: expected floating tensors in argument {number}, got {kind} at {path!r}")
+
+
+def check_outputs(name: str, result: Tree) -> None:
+    """Raises ``TypeError`` if a tensor in ``result`` has no derivative; names its path."""
+    found = tree.leaves(result)
+    if any(isinstance(x, Tensor) and not is_differentiable(x) for x in found):
+        pairs = zip(tree.paths(result), found, strict=True)
+        path, x = next((p, x) for p, x in pairs if isinstance(x, Tensor) and not is_differentiable(x))
+        raise TypeError(
+            f"{name}: expected fun to return floating tensors, got {x.dtype} at {path!r}; return others as aux"
+        )
+
+
+def dense(x: Tensor) -> Tensor:
+    """Forward mode writes tangents in the layout of the primal, which an expanded tensor does not have."""
+    return x.contiguous() if any(stride == 0 and n > 1 for stride, n in zip(x.stride(), x.shape, strict=True)) else x
 
 
 def tangents_of(name: str, primals: Tree, tangents: Tree) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """vmap over trees."""
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from functorch_gen import tree
 from functorch_gen.transforms.arguments import Outputs
+from functorch_gen.transforms.context import is_mapped
 from functorch_gen.typing import Tree
 
 __all__ = ["vmap"]
@@ -23,10 +25,12 @@ def vmap(
         in_dims: the axis to map in each positional argument: an int, None (the same for all examples), or a tuple with
             one entry for each argument, whose entries may again be trees of ints and None. Keyword arguments are mapped
             over their first axis. Leaves that are no tensors are passed through.
-        out_dims: where the batch axis stands in the result; a tree prefix of it.
+        out_dims: where the batch axis stands in the result; a tree prefix of it. None: the output is the same for all
+            examples, and is returned once.
         chunk_size: how many examples are computed at once; None: all.
     Raises:
-        ValueError: if the mapped axes differ in size or do not exist; names the path. If nothing is mapped.
+        ValueError: if the mapped axes differ in size or do not exist; names the path. If nothing is mapped, or an
+            output with out_dims=None is.
         RuntimeError: if ``fun`` draws from torch's global generator: pass a key for each example instead.
 
     >>> vmap(torch.dot, in_dims=(0, None))(torch.ones(3, 2), torch.ones(2))
@@ -40,7 +44,7 @@ def vmap(
         leaves, treedef = tree.flatten((args, kwargs))
         dims = _input_dims(args, kwargs, in_dims)
         at = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
-        _check_sizes(tree.paths((args, kwargs)), leaves, dims)
+        size = _batch_size(tree.paths((args, kwargs)), leaves, dims)
         outputs = Outputs()
         found_dims: list[int | None] = []
 
@@ -51,10 +55,12 @@ def vmap(
             inner_args, inner_kwargs = tree.unflatten(treedef, full)
             result = fun(*inner_args, **inner_kwargs)
             spread = _broadcast(out_dims, result, "out_dims")
+            _check_outputs(tree.paths(result), tree.leaves(result), spread)
             found_dims[:] = [d for d, x in zip(spread, tree.leaves(result), strict=True) if isinstance(x, Tensor)]
             return outputs.put(result)
 
-        mapped = torch.func.vmap(flat, in_dims=tuple([dims[i] for i in at]), chunk_size=chunk_size)
+        chunks = chunk_size if size else None  # torch cuts no chunks from an empty batch
+        mapped = torch.func.vmap(flat, in_dims=tuple([dims[i] for i in at]), chunk_size=chunks)
         stacked = mapped(*[leaves[i] for i in at])
         return outputs.get([_place(x, d) for x, d in zip(stacked, found_dims, strict=True)])
 
@@ -62,8 +68,18 @@ def vmap(
 
 
 def _place(x: Tensor, dim: int | None) -> Tensor:
-    """Moves the batch axis from the front to ``dim``; None keeps the first example."""
+    """Moves the batch axis from the front to ``dim``; None: all examples are equal, one is kept."""
     return x[0] if dim is None else x.movedim(0, dim)
+
+
+def _check_outputs(paths: list[str], leaves: list[Any], dims: list[int | None]) -> None:
+    for path, x, dim in zip(paths, leaves, dims, strict=True):
+        if not isinstance(x, Tensor):
+            continue
+        if dim is None and is_mapped(x):
+            raise ValueError(f"vmap: expected the output at {path!r} to be the same for all examples (out_dims=None)")
+        if dim is not None and not -x.ndim - 1 <= dim <= x.ndim:
+            raise ValueError(f"vmap: expected out_dims in range for the output at {path!r}, got {dim}")
 
 
 def _input_dims(args: tuple[Any, ...], kwargs: dict[str, Any], in_dims: Any) -> list[int | None]:
@@ -89,15 +105,18 @@ def _broadcast(prefix: Any, full: Tree, name: str) -> list[int | None]:
 
 def _sorted_keys(full: dict[Any, Any]) -> list[Any]:
     """The keys in the order in which the leaves are visited."""
-    return tree.leaves({key: key for key in full})
+    keys = list(full)
+    if isinstance(full, OrderedDict):
+        return keys
+    return [keys[i] for i in tree.leaves({key: i for i, key in enumerate(keys)})]
 
 
-def _check_sizes(paths: list[str], leaves: list[Any], dims: list[int | None]) -> None:
+def _batch_size(paths: list[str], leaves: list[Any], dims: list[int | None]) -> int:
     sizes: dict[str, int] = {}
     for path, x, dim in zip(paths, leaves, dims, strict=True):
         if dim is None or not isinstance(x, Tensor):
             continue
-        where = path.removeprefix("0.").removeprefix("1.")
+        where = path.partition(".")[2]  # without the 0 of positional arguments, the 1 of keywords
         if not -x.ndim <= dim < x.ndim:
             raise ValueError(f"vmap: expected axis {dim} in argument {where!r}, got shape {tuple(x.shape)}")
         sizes[where] = x.shape[dim]
@@ -109,3 +128,4 @@ def _check_sizes(paths: list[str], leaves: list[Any], dims: list[int | None]) ->
             raise ValueError(
                 f"vmap: expected axes of one size, got {size} in argument {first!r} and {other} in {path!r}"
             )
+    return size

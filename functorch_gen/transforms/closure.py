@@ -1,5 +1,6 @@
 """Closure conversion: the tensors a function closes over become arguments, so that a rule can differentiate them."""
 
+import copy
 import functools
 import types
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ _Rebuild = Callable[[Sequence[Tensor], dict[int, Any]], Any]
 
 
 def convert_closure(fun: Callable[..., Any]) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Callable[..., Any]]]:
-    """The tensors in ``fun``'s cells, defaults, partial arguments and bound objects, and ``rebuild``.
+    """The tensors in ``fun``'s cells, defaults, partial arguments and in the objects it holds, and ``rebuild``.
 
     ``rebuild(tensors)`` is ``fun`` reading those instead. Globals stay as they are.
 
@@ -27,7 +28,7 @@ def convert_closure(fun: Callable[..., Any]) -> tuple[list[Tensor], Callable[[Se
     """
     search = _Search()
     build = search.leaf(fun)
-    return search.found, (lambda tensors: build(tensors, {})) if build else (lambda tensors: fun)
+    return search.found, (lambda tensors: build(tensors, {})) if build and search.found else lambda tensors: fun
 
 
 class _Search:
@@ -36,18 +37,22 @@ class _Search:
     def __init__(self) -> None:
         self.found: list[Tensor] = []
         self._index: dict[int, int] = {}
-        self._functions: dict[int, _Rebuild | None] = {}
+        self._seen: dict[int, _Rebuild | None] = {}
 
     def leaf(self, x: Any) -> _Rebuild | None:
         if isinstance(x, Tensor):
             return self._tensor(x)
         if isinstance(x, types.FunctionType):
-            return self._function(x)
+            return self._shared(x, lambda: self._function(x))
         if isinstance(x, types.MethodType):
             return self._method(x)
         if isinstance(x, functools.partial):
             build = self._tree((x.func, x.args, x.keywords))
             return build and (lambda tensors, memo: _partial(*build(tensors, memo)))
+        if hasattr(x, "__wrapped__"):  # a jitted function, a cached one: what it wraps holds the tensors
+            return self.leaf(x.__wrapped__)
+        if hasattr(x, "__dict__") and not isinstance(x, type | types.ModuleType):
+            return self._shared(x, lambda: self._object(x))
         return None
 
     def _tensor(self, x: Tensor) -> _Rebuild:
@@ -73,14 +78,30 @@ class _Search:
         pairs = list(zip(builds, leaves, strict=True))
         return lambda tensors, memo: tree.unflatten(treedef, [b(tensors, memo) if b else leaf for b, leaf in pairs])
 
+    def _shared(self, x: Any, search: Callable[[], _Rebuild | None]) -> _Rebuild | None:
+        """Searches ``x`` once, though it may be met often, or hold itself."""
+        if id(x) not in self._seen:
+            self._seen[id(x)] = lambda tensors, memo: memo.get(id(x), x)  # recursion: known when it is rebuilt
+            self._seen[id(x)] = search()
+        return self._seen[id(x)]
+
+    def _object(self, x: Any) -> _Rebuild | None:
+        fields = self._tree(vars(x))
+        if not fields:
+            return None
+
+        def build(tensors: Sequence[Tensor], memo: dict[int, Any]) -> Any:
+            if id(x) not in memo:
+                memo[id(x)] = new = copy.copy(x)
+                new.__dict__.update(fields(tensors, memo))
+            return memo[id(x)]
+
+        return build
+
     def _function(self, x: types.FunctionType) -> _Rebuild | None:
-        if id(x) in self._functions:
-            return self._functions[id(x)]
-        self._functions[id(x)] = lambda tensors, memo: memo.get(id(x), x)  # recursion: known when it is rebuilt
         cells = [self._cell(cell) for cell in x.__closure__ or ()]
         defaults, keywords = self._tree(x.__defaults__), self._tree(x.__kwdefaults__)
         if not (any(cells) or defaults or keywords):
-            self._functions[id(x)] = None
             return None
 
         def build(tensors: Sequence[Tensor], memo: dict[int, Any]) -> Any:
@@ -93,7 +114,6 @@ class _Search:
                 new.__kwdefaults__ = keywords(tensors, memo) if keywords else x.__kwdefaults__
             return memo[id(x)]
 
-        self._functions[id(x)] = build
         return build
 
     def _cell(self, cell: Any) -> _Rebuild | None:

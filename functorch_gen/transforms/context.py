@@ -1,5 +1,9 @@
 """What is going on around a call: the only place that asks torch's private state."""
 
+import contextlib
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -7,7 +11,19 @@ from torch.autograd import forward_ad
 from functorch_gen import tree
 from functorch_gen.typing import Tree
 
-__all__ = ["is_differentiable", "is_nested", "is_traced", "is_transformed"]
+_functorch: Any = torch._C._functorch  # type: ignore[attr-defined]  # a C module that torch's stubs leave out
+
+__all__ = [
+    "ambient",
+    "is_differentiable",
+    "is_inference",
+    "is_mapped",
+    "is_nested",
+    "is_traced",
+    "is_transformed",
+    "outside_inference",
+    "requires_gradient",
+]
 
 
 def is_transformed() -> bool:
@@ -26,11 +42,47 @@ def is_nested(inputs: Tree) -> bool:
     """Whether an outer derivative may be taken of what is computed from ``inputs`` now."""
     if torch.compiler.is_dynamo_compiling() or torch._C._are_functorch_transforms_active():
         return True
+    return requires_gradient(tree.leaves(inputs))
+
+
+def requires_gradient(leaves: Iterable[Any]) -> bool:
+    """Whether torch's own automatic differentiation, forward or reverse, follows what is computed from ``leaves``."""
     if forward_ad._current_level >= 0:
         return True
-    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tree.leaves(inputs))
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in leaves)
+
+
+def is_mapped(x: Tensor) -> bool:
+    """Whether ``x`` differs between the examples of the innermost ``vmap``."""
+    if torch.compiler.is_dynamo_compiling() or not _functorch.is_batchedtensor(x):
+        return False
+    return _functorch.maybe_get_level(x) == _functorch.maybe_current_level()
 
 
 def is_differentiable(x: object) -> bool:
     """Whether ``x`` is a tensor of real or complex floating numbers."""
     return isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
+
+
+def is_inference(leaves: Iterable[Any]) -> bool:
+    """Whether a tensor among ``leaves`` was made in inference mode: torch.autograd refuses it, functorch does not."""
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    return any(isinstance(x, Tensor) and x.is_inference() for x in leaves)
+
+
+def outside_inference() -> contextlib.AbstractContextManager[Any]:
+    """Leaves inference mode, in which torch.autograd and custom rules give zero derivatives without an error."""
+    if torch.compiler.is_dynamo_compiling() or not torch.is_inference_mode_enabled():
+        return contextlib.nullcontext()
+    return torch.inference_mode(False)
+
+
+def ambient() -> tuple[Any, ...]:
+    """The global settings by which one function gives other operations: default dtype and device, autocast."""
+    device = torch.get_default_device() if torch._C._len_torch_function_stack() else None  # it is a function mode
+    if not torch._C._is_any_autocast_enabled():
+        return torch.get_default_dtype(), device
+    kinds = ("cpu", "cuda")
+    autocast = tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
+    return torch.get_default_dtype(), device, autocast

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functorch_gen.transforms.arguments import Outputs, primals_of, tangents_of
-from functorch_gen.transforms.context import is_differentiable, is_nested, is_traced
+from functorch_gen import tree
+from functorch_gen.transforms.arguments import Outputs, dense, primals_of, tangents_of
+from functorch_gen.transforms.context import is_differentiable, is_inference, is_nested, is_traced, outside_inference
 from functorch_gen.typing import Tree
 
 __all__ = ["jvp", "linearize"]
@@ -38,16 +39,16 @@ def jvp(fun: Callable[..., Any], primals: tuple[Tree, ...], tangents: tuple[Tree
         out, aux = result if has_aux else (result, None)
         return outputs.put(out), extra.put(aux)
 
-    leaves = tuple(_dense(x) for x in picked.leaves)
-    pushed: Any = torch.func.jvp(flat, leaves, tuple(_dense(v) for v in directions), has_aux=True)
-    values, tangents_out, aux = pushed
+    if not picked.leaves:  # torch.func.jvp asks for one tensor at least
+        values, aux = flat()
+        tangents_out = [torch.zeros_like(x) for x in values]
+    else:
+        leaves = tuple(dense(x) for x in picked.leaves)
+        with outside_inference():
+            pushed: Any = torch.func.jvp(flat, leaves, tuple(dense(v) for v in directions), has_aux=True)
+        values, tangents_out, aux = pushed
     out, tangent_out = outputs.get(values), outputs.get(tangents_out)
     return (out, tangent_out, extra.get(aux)) if has_aux else (out, tangent_out)
-
-
-def _dense(x: Tensor) -> Tensor:
-    """Forward mode writes tangents in the layout of the primal, which an expanded tensor does not have."""
-    return x.contiguous() if any(stride == 0 and n > 1 for stride, n in zip(x.stride(), x.shape, strict=True)) else x
 
 
 def linearize(fun: Callable[..., Any], *primals: Tree) -> tuple[Tree, Callable[..., Tree]]:
@@ -60,17 +61,30 @@ def linearize(fun: Callable[..., Any], *primals: Tree) -> tuple[Tree, Callable[.
     >>> out, push(torch.tensor(1.0))
     (tensor(9.), tensor(6.))
     """
-    if is_nested(primals) or is_traced():
-        return fun(*primals), lambda *tangents: jvp(fun, primals, tangents)[1]
+
+    def again(*tangents: Tree) -> Tree:
+        return jvp(fun, primals, tangents)[1]
+
+    if is_nested(primals) or is_traced() or is_inference(tree.leaves(primals)) or not tree.leaves(primals):
+        return fun(*primals), again
     picked = primals_of("linearize", fun, primals, {}, tuple(range(len(primals))))
     outputs = Outputs()
-    with warnings.catch_warnings():  # torch's constant folding warns of a step of its own
+    with warnings.catch_warnings(), outside_inference():
+        # torch's constant folding warns of a step of its own
         warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node", UserWarning)
         values, push = torch.func.linearize(lambda *leaves: outputs.put(picked.call(*leaves)), *picked.leaves)
-    constants = [not is_differentiable(x) for x in values]
+    out = outputs.get(values)
+    if any(x.requires_grad for x in values):  # a closed-over tensor wants its gradient
+        return out, again
 
     def jvp_fun(*tangents: Tree) -> Tree:
         moved = push(*tangents_of("linearize", primals, tangents))
-        return outputs.get([torch.zeros_like(x) if c else v for x, v, c in zip(values, moved, constants, strict=True)])
+        return outputs.get([_moved(x, v) for x, v in zip(values, moved, strict=True)])
 
-    return outputs.get(values), jvp_fun
+    return out, jvp_fun
+
+
+def _moved(x: Tensor, tangent: Tensor) -> Tensor:
+    """torch returns something else, or a folded constant (a Parameter), where ``x`` depends on no input: zero."""
+    constant = not is_differentiable(x) or isinstance(tangent, torch.nn.Parameter)
+    return torch.zeros_like(x) if constant else tangent

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from functorch_gen import tree
-from functorch_gen.transforms.arguments import Outputs, Primals, primals_of
-from functorch_gen.transforms.context import is_differentiable, is_nested
+from functorch_gen.transforms.arguments import Outputs, Primals, check_outputs, primals_of
+from functorch_gen.transforms.context import is_differentiable, is_inference, is_nested, outside_inference
 from functorch_gen.typing import Tree
 
 __all__ = ["grad", "stop_gradient", "value_and_grad", "vjp"]
@@ -41,8 +41,9 @@ def value_and_grad(
     @functools.wraps(fun)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         primals = primals_of("grad", fun, args, kwargs, argnums)
-        engine = _functorch if is_nested((args, kwargs)) else _autograd
-        value, aux, grads = engine(primals, has_aux)
+        engine = _functorch if is_nested((args, kwargs)) or is_inference(primals.leaves) else _autograd
+        with outside_inference():
+            value, aux, grads = engine(primals, has_aux)
         grads = tree.unflatten(primals.treedef, grads)
         return ((value, aux), grads) if has_aux else (value, grads)
 
@@ -95,25 +96,31 @@ def _autograd(primals: Primals, has_aux: bool) -> tuple[Tensor, Any, list[Tensor
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in primals.leaves]
         value, aux = _split(primals.call(*leaves), has_aux)
-    if not value.requires_grad:
-        return value, aux, [torch.zeros_like(x) for x in leaves]
-    others = torch.is_grad_enabled() and _has_other_leaves(value, leaves)
-    grads = torch.autograd.grad(value, leaves, create_graph=others, allow_unused=True, materialize_grads=True)
+    others = torch.is_grad_enabled() and _has_other_leaves([value, *tree.leaves(aux)], leaves)
+    if leaves and value.requires_grad:
+        both = torch.autograd.grad(value, leaves, create_graph=others, allow_unused=True, materialize_grads=True)
+        grads = list(both)
+    else:
+        grads = [torch.zeros_like(x) for x in leaves]
     if others:  # a closed-over tensor wants its gradient: what leaves here keeps its history
-        return value, aux, list(grads)
-    return value.detach(), tree.map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux), list(grads)
+        return value, aux, grads
+    return value.detach(), tree.map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux), grads
 
 
-def _has_other_leaves(value: Tensor, leaves: list[Tensor]) -> bool:
-    """Whether the graph of ``value`` ends in a leaf that is none of ``leaves``."""
+def _has_other_leaves(results: list[Any], leaves: list[Tensor]) -> bool:
+    """Whether the graph of ``results`` ends in a leaf that is none of ``leaves``."""
     own = {id(x) for x in leaves}
-    seen, stack = set(), [value.grad_fn]
+    tensors = [x for x in results if isinstance(x, Tensor)]
+    if any(x.requires_grad and x.is_leaf and id(x) not in own for x in tensors):
+        return True
+    seen, stack = set(), [x.grad_fn for x in tensors]
     while stack:
         node = stack.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if id(getattr(node, "variable", leaves[0])) not in own:
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in own:
             return True
         stack.extend(child for child, _ in node.next_functions)
     return False
@@ -139,9 +146,11 @@ def vjp(fun: Callable[..., Any], *primals: Tree, has_aux: bool = False) -> Any:
     def flat(*leaves: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         result = picked.call(*leaves)
         out, aux = result if has_aux else (result, None)
+        check_outputs("vjp", out)
         return outputs.put(out), extra.put(aux)
 
-    pulled: Any = torch.func.vjp(flat, *picked.leaves, has_aux=True)
+    with outside_inference():
+        pulled: Any = torch.func.vjp(flat, *picked.leaves, has_aux=True)
     values, pull, aux = pulled
     out = outputs.get(values)
 
@@ -150,7 +159,8 @@ def vjp(fun: Callable[..., Any], *primals: Tree, has_aux: bool = False) -> Any:
         cotangents = tuple(
             c for x, c in zip(tree.leaves(out), tree.leaves(cotangent), strict=True) if isinstance(x, Tensor)
         )
-        return tree.unflatten(picked.treedef, pull(cotangents))
+        with outside_inference():
+            return tree.unflatten(picked.treedef, pull(cotangents))
 
     return (out, vjp_fun, extra.get(aux)) if has_aux else (out, vjp_fun)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from functorch_gen import tree
-from functorch_gen.transforms.arguments import Outputs, Primals, primals_of
-from functorch_gen.transforms.context import is_differentiable
+from functorch_gen.transforms.arguments import Outputs, Primals, check_outputs, dense, primals_of
+from functorch_gen.transforms.context import outside_inference
 from functorch_gen.transforms.forward import jvp
 from functorch_gen.transforms.gradient import grad
 from functorch_gen.typing import Tree
@@ -68,20 +68,19 @@ def _jacobian(
         def flat(*leaves: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
             result = primals.call(*leaves)
             out, aux = result if has_aux else (result, None)
-            return _check_outputs(name, outputs.put(out)), extra.put(aux)
+            check_outputs(name, out)
+            return outputs.put(out), extra.put(aux)
 
-        matrix, aux = entries(flat, primals, chunk_size)  # one list over inputs for each output
+        if any(x.numel() for x in primals.leaves):
+            with outside_inference():
+                matrix, aux = entries(flat, primals, chunk_size)  # one list over inputs for each output
+        else:
+            out, aux = flat(*primals.leaves)
+            matrix = [[y.new_zeros((*y.shape, *x.shape)) for x in primals.leaves] for y in out]
         jacobian = outputs.get([tree.unflatten(primals.treedef, row) for row in matrix])
         return (jacobian, extra.get(aux)) if has_aux else jacobian
 
     return wrapped
-
-
-def _check_outputs(name: str, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    for x in outputs:
-        if not is_differentiable(x):
-            raise TypeError(f"{name}: expected fun to return floating tensors, got {x.dtype}; return others as aux")
-    return outputs
 
 
 def _rows(flat: Callable[..., Any], primals: Primals, chunk_size: int | None) -> tuple[list[list[Tensor]], Any]:
@@ -92,13 +91,13 @@ def _rows(flat: Callable[..., Any], primals: Primals, chunk_size: int | None) ->
     pulled = torch.func.vmap(pull, chunk_size=chunk_size)(_basis(out))
     by_input = [list(rows.split([x.numel() for x in out])) for rows in pulled]
     return [
-        [rows[i].reshape(*y.shape, *x.shape) for rows, x in zip(by_input, primals.leaves, strict=True)]
+        [rows[i].reshape((*y.shape, *x.shape)) for rows, x in zip(by_input, primals.leaves, strict=True)]
         for i, y in enumerate(out)
     ], aux
 
 
 def _columns(flat: Callable[..., Any], primals: Primals, chunk_size: int | None) -> tuple[list[list[Tensor]], Any]:
-    leaves = tuple(primals.leaves)
+    leaves = tuple(dense(x) for x in primals.leaves)
     basis = _basis(leaves)
     total = sum(x.numel() for x in leaves)
 
@@ -109,13 +108,13 @@ def _columns(flat: Callable[..., Any], primals: Primals, chunk_size: int | None)
 
     unbatched: Any = (0, None, None)
     push = torch.func.vmap(push, out_dims=unbatched)
-    step = chunk_size or max(total, 1)
+    step = chunk_size or total
     chunks = [push(tuple(rows[i : i + step] for rows in basis)) for i in range(0, total, step)]
     moved = [torch.cat(parts) for parts in zip(*[chunk[0] for chunk in chunks], strict=True)]
     _, out, aux = chunks[-1]
     columns = [list(y.movedim(0, -1).split([x.numel() for x in leaves], -1)) for y in moved]
     return [
-        [part.reshape(*y.shape, *x.shape) for part, x in zip(parts, leaves, strict=True)]
+        [part.reshape((*y.shape, *x.shape)) for part, x in zip(parts, leaves, strict=True)]
         for parts, y in zip(columns, out, strict=True)
     ], aux
 

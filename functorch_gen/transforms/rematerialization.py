@@ -24,7 +24,8 @@ def remat(fun: Callable[..., Tree]) -> Callable[..., Tree]:
     """``fun``, whose intermediate values are not kept for the backward pass but computed again.
 
     Memory falls to the inputs and outputs of ``fun``, and the backward pass costs one more forward. It holds for
-    tensors that ``fun`` closes over, in every transform and order, eager and compiled; the recomputation waits for the
+    tensors that ``fun`` closes over (also inside objects and modules; not for globals, which are constants: pass them
+    in), in every transform and order, eager and compiled; the recomputation waits for the
     cotangent behind an :func:`optimization_barrier`, so a compiler cannot merge it with the first run. Under
     ``torch.compile`` the function runs as it is: what is kept is then the partitioner's choice.
 
@@ -67,7 +68,8 @@ class _Remat(torch.autograd.Function):
 
     @staticmethod
     def forward(flat: _Flat, *xs: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        return tuple(_dense(x) for x in flat(*xs))
+        own = {id(x) for x in xs}  # torch wants a view where an input is returned as it is
+        return tuple(x.view_as(x) if id(x) in own else _dense(x) for x in flat(*xs))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:  # type: ignore[override]

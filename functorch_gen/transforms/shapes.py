@@ -1,5 +1,6 @@
 """eval_shape: what a function would return, without computing it."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,9 @@ def eval_shape(fun: Callable[..., Any], *args: Tree, **kwargs: Tree) -> Tree:
     >>> eval_shape(lambda x: {"y": x @ x.mT}, torch.ones(3, 2))["y"].shape
     (3, 3)
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    # what torch.compile traces is computed only if its values are used: no mode is needed, and none would trace
+    compiling = torch.compiler.is_dynamo_compiling()
+    mode = contextlib.nullcontext() if compiling else FakeTensorMode(allow_non_fake_inputs=True)
 
     def fake(x: Any) -> Any:
         if isinstance(x, Tensor):

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from functorch_gen import tree
 from functorch_gen.check import check_choice
-from functorch_gen.transforms.context import is_nested, is_traced
+from functorch_gen.transforms.context import ambient, is_traced, requires_gradient
 from functorch_gen.transforms.tracing.backends import BACKENDS
 from functorch_gen.transforms.tracing.donation import is_released
-from functorch_gen.transforms.tracing.program import Program
+from functorch_gen.transforms.tracing.program import BUILDING, Program
 
 __all__ = ["Jitted", "Lowered", "jit"]
 
@@ -31,19 +31,20 @@ def jit(
 
     The signature is the structure of the arguments, the shapes, dtypes and devices of their tensors, and the static
     values. Python numbers are traced: a new value is no new signature. Frozen dataclasses (layers, schedules) are
-    static. Changes in place of tensors that ``fun`` closes over are seen. Inside ``grad``, ``vmap``, another ``jit``
-    or ``torch.compile``, and for inputs that require grad, ``fun`` itself is called.
+    static. Changes in place of tensors that ``fun`` closes over are seen. The default dtype and device and autocast are
+    those of the call. Inside ``grad``, ``vmap``, another ``jit`` or ``torch.compile``, and where inputs or tensors that
+    ``fun`` closes over require grad (outside ``torch.no_grad``), ``fun`` itself is called.
 
     Args:
-        static_argnums: positional arguments that are compared by value, and may be anything hashable.
+        static_argnums: arguments, by position, that are compared by value, and may be anything hashable.
         static_argnames: the same by name.
-        donate_argnums: positional arguments whose memory the outputs may take. Their leaves are left empty, so that
-            later use of the old values fails.
+        donate_argnums: arguments, by position, whose memory the outputs may take; they may be given by keyword. Their
+            leaves are left empty, so that later use of the old values fails.
         backend: ``"inductor"`` generates code (seconds to minutes), ``"aten"`` runs the traced operations as they are.
     Raises:
         TypeError: if a leaf is neither tensor, number nor static, or a static value is not hashable; names its path.
-        ValueError: if an argument number is out of range, both static and donated, or a donated buffer was given
-            away before.
+        ValueError: if an argument number is out of range, both static and donated, or a static name is no argument's;
+            if a donated buffer was given away before, or overlaps another input.
         TracingError: if ``fun`` asks for the value of a tensor, draws global random numbers, or writes to
             its arguments.
 
@@ -58,6 +59,7 @@ def jit(
     nums = _as_tuple("static_argnums", static_argnums, int)
     names = _as_tuple("static_argnames", static_argnames, str)
     donated = _as_tuple("donate_argnums", donate_argnums, int)
+    _check_names(fun, names)
     return Jitted(fun, nums, names, donated, backend)
 
 
@@ -73,7 +75,7 @@ class _Call:
     """A call taken apart: what is static, and the leaves of the rest."""
 
     def __init__(self, owner: "Jitted", args: tuple[Any, ...], kwargs: dict[str, Any]):
-        nums, donated = owner.positions(len(args))
+        nums, self.donated = owner.positions(len(args))
         self.static = tuple((i, args[i]) for i in nums)
         self.static_names = tuple((k, kwargs[k]) for k in sorted(owner.static_names & kwargs.keys()))
         self.positions = [i for i in range(len(args)) if i not in nums]
@@ -81,7 +83,6 @@ class _Call:
         dynamic_names = [k for k in kwargs if k not in owner.static_names]
         self.arguments = ([args[i] for i in self.positions], {k: kwargs[k] for k in dynamic_names})
         self.leaves, self.treedef = tree.flatten(self.arguments)
-        self.donated_positions = donated
 
     def key(self) -> Any:
         """What one program is compiled for."""
@@ -90,7 +91,24 @@ class _Call:
             for x in self.leaves
         ]
         types_of_static = tuple(type(x) for _, x in (*self.static, *self.static_names))
-        return self.treedef, self.static, self.static_names, types_of_static, tuple(leaves)
+        return self.treedef, self.static, self.static_names, types_of_static, ambient(), tuple(leaves)
+
+    def dynamic(self) -> list[Any]:
+        """The leaves that enter the program."""
+        return [x for x in self.leaves if isinstance(x, _TRACED)]
+
+    def donated_leaves(self, names: frozenset[str]) -> list[int]:
+        """Indices among the dynamic leaves of those that belong to donated arguments; ``names``: by keyword."""
+        positional, by_name = self.arguments
+        gone = [(i in self.donated, x) for i, x in zip(self.positions, positional, strict=True)]
+        gone += [(name in names, by_name[name]) for name in sorted(by_name)]
+        at, indices = 0, []
+        for donated, argument in gone:
+            for leaf in tree.leaves(argument):
+                if isinstance(leaf, Tensor) and donated:
+                    indices.append(at)
+                at += isinstance(leaf, _TRACED)
+        return indices
 
 
 _NUMBERS = (bool, int, float, complex)
@@ -111,10 +129,15 @@ class Jitted:
         functools.update_wrapper(self, fun)
         self._fun, self._donated, self._backend = fun, donated, backend
         self._parameters = _positional_names(fun)
-        in_range = [i for i in nums if -len(self._parameters) <= i < len(self._parameters)]
-        self.static_names = frozenset((*names, *[self._parameters[i] for i in in_range]))
+        self.static_names = frozenset((*names, *self._names_of(nums)))
+        self._donated_names = frozenset(self._names_of(donated))
         self._nums = (*nums, *[self._parameters.index(name) for name in names if name in self._parameters])
         self._programs: dict[Any, Program] = {}
+
+    def _names_of(self, numbers: tuple[int, ...]) -> list[str]:
+        """The names of arguments by position, so that they are known when given by keyword."""
+        count = len(self._parameters)
+        return [self._parameters[i] for i in numbers if -count <= i < count]
 
     @property
     def traces(self) -> int:
@@ -136,17 +159,28 @@ class Jitted:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program of this signature; the first call makes it."""
-        if is_traced() or is_nested((args, kwargs)):
+        if is_traced():
             return self._fun(*args, **kwargs)
         call = _Call(self, args, kwargs)
+        if requires_gradient(call.leaves):
+            return self._fun(*args, **kwargs)
+        program = self._program(call)
+        if program.requires_gradient():
+            return self._fun(*args, **kwargs)
+        return program(call.dynamic())
+
+    def _program(self, call: _Call) -> Program:
+        key = call.key()
         try:
-            program = self._programs.get(call.key())
+            program = self._programs.get(key)
         except TypeError:
             self._check_hashable(call)
             raise
         if program is None:
-            program = self._programs[call.key()] = self._build(call)
-        return program(self._dynamic(call))
+            with BUILDING:  # another thread may be at it
+                program = self._programs.get(key) or self._build(call)
+                self._programs[key] = program
+        return program
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         """As a method, ``self`` is the first argument."""
@@ -155,10 +189,6 @@ class Jitted:
     def lower(self, *args: Any, **kwargs: Any) -> "Lowered":
         """Traces without compiling or running: ``jit(f).lower(*args).text()``, ``.compile()``."""
         return Lowered(self, _Call(self, args, kwargs))
-
-    @staticmethod
-    def _dynamic(call: _Call) -> list[Any]:
-        return [x for x in call.leaves if isinstance(x, _TRACED)]
 
     def _check_hashable(self, call: _Call) -> None:
         for name, value in (*call.static, *call.static_names):
@@ -192,7 +222,7 @@ class Jitted:
                 names.append(name)
         return names
 
-    def _build(self, call: _Call, compiled: bool = True) -> Program:
+    def _build(self, call: _Call) -> Program:
         names = self._leaf_names(call)
         leaves, treedef = call.leaves, call.treedef
         statics, static_names, positions = dict(call.static), dict(call.static_names), call.positions
@@ -206,20 +236,8 @@ class Jitted:
             by_name = {**kwargs, **static_names}
             return self._fun(*[by_position[i] for i in range(len(by_position))], **{k: by_name[k] for k in order})
 
-        donated = _donated_leaves(call)
-        dynamic = self._dynamic(call)
-        return Program(flat, dynamic, names=names, donated=donated, backend=self._backend, compiled=compiled)
-
-
-def _donated_leaves(call: _Call) -> list[int]:
-    """Indices among the dynamic leaves of those that belong to donated arguments."""
-    at, indices = 0, []
-    for position, argument in zip(call.positions, call.arguments[0], strict=True):
-        for leaf in tree.leaves(argument):
-            if isinstance(leaf, Tensor) and position in call.donated_positions:
-                indices.append(at)
-            at += isinstance(leaf, _TRACED)
-    return indices
+        donated = call.donated_leaves(self._donated_names)
+        return Program(flat, call.dynamic(), names=names, donated=donated, backend=self._backend)
 
 
 def _is_description(x: Any) -> bool:
@@ -240,12 +258,23 @@ def _positional_names(fun: Callable[..., Any]) -> list[str]:
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
+def _check_names(fun: Callable[..., Any], names: tuple[str, ...]) -> None:
+    try:
+        parameters = inspect.signature(fun).parameters
+    except (TypeError, ValueError):
+        return
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in names:
+        if name not in parameters:
+            raise ValueError(f"jit: expected static_argnames to name arguments of {list(parameters)}, got {name!r}")
+
+
 class Lowered:
     """A traced call that has not been compiled yet."""
 
     def __init__(self, owner: Jitted, call: _Call):
-        self._owner, self._call = owner, call
-        self._program = owner._build(call, compiled=False)
+        self._owner, self._program = owner, owner._program(call)
 
     def text(self) -> str:
         """The traced graph, one operation on a line."""
@@ -253,5 +282,5 @@ class Lowered:
 
     def compile(self) -> Callable[..., Any]:
         """Compiles for this signature; returns the jitted function."""
-        self._owner._programs.setdefault(self._call.key(), self._owner._build(self._call))
+        self._program.compile()
         return self._owner

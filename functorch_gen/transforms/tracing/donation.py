@@ -1,8 +1,7 @@
 """Donation: outputs are written over inputs that the caller gives up."""
 
-import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, fx
 
 from functorch_gen.transforms.barrier import barrier_op
 
-__all__ = ["Donation", "check_donated", "donate", "is_released", "release", "separate_outputs"]
+__all__ = ["Donation", "donate", "extent_of", "is_released", "release", "separate_outputs", "shared_memory"]
 
 _COPIES = {
     torch.ops.aten.clone.default,
@@ -132,35 +131,33 @@ def _reads_input(node: fx.Node, held: set[int]) -> bool:
     return node.op == "placeholder"
 
 
-def check_donated(inputs: Sequence[Tensor], donated: Sequence[int], names: Sequence[str]) -> None:
-    """Raises ``ValueError`` if the memory of a donated input overlaps that of another input."""
-    gone = set(donated)
-    owners: dict[int, list[int]] = {}
-    for i, x in enumerate(inputs):
-        if x.numel():
-            owners.setdefault(x.untyped_storage().data_ptr(), []).append(i)
-    for sharing in owners.values():
-        for j, i in itertools.combinations(sharing, 2):
-            if (i in gone or j in gone) and _overlap(inputs[i], inputs[j]):
-                raise ValueError(f"jit: expected donated buffers to be distinct, got one for {names[j]} and {names[i]}")
+def shared_memory(inputs: Sequence[Tensor], extents: Sequence[int], donated: Collection[int]) -> tuple[int, int] | None:
+    """Two inputs, at least one of them donated, whose memory overlaps; None if there are none."""
+    spans = sorted((x.data_ptr(), extent, i) for i, (x, extent) in enumerate(zip(inputs, extents, strict=True)))
+    end, owner = 0, -1  # how far the memory seen so far reaches, and whose it is
+    donated_end, donated_owner = 0, -1
+    for start, extent, i in spans:
+        end_of_rest, other = (end, owner) if i in donated else (donated_end, donated_owner)
+        if extent and start < end_of_rest:
+            return min(i, other), max(i, other)
+        if start + extent > end:
+            end, owner = start + extent, i
+        if i in donated and start + extent > donated_end:
+            donated_end, donated_owner = start + extent, i
+    return None
 
 
-def _overlap(x: Tensor, y: Tensor) -> bool:
-    (x_start, x_end), (y_start, y_end) = _span(x), _span(y)
-    return x_start < y_end and y_start < x_end
-
-
-def _span(x: Tensor) -> tuple[int, int]:
-    """First and last address of its elements."""
-    extent = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True)) + 1
-    return x.data_ptr(), x.data_ptr() + extent * x.element_size()
+def extent_of(x: Tensor) -> int:
+    """How many bytes lie between the first and the end of the last element."""
+    if not x.numel():
+        return 0
+    return x.element_size() * (1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True)))
 
 
 def release(x: Tensor) -> Tensor:
-    """Moves the memory of ``x`` to a new tensor; ``x`` is left empty, so that using it fails loudly."""
+    """Moves the memory of ``x`` to a new tensor; ``x`` is left empty, so that using it fails. Call it under no_grad."""
     moved = x.detach()
-    with torch.no_grad():
-        x.set_(torch.empty(0, dtype=x.dtype, device=x.device))  # type: ignore[arg-type]  # torch's stub knows storages only
+    x.set_()  # type: ignore[call-overload]  # torch's stub has no form without arguments: an empty tensor
     x._released = True  # type: ignore[attr-defined]
     return moved
 

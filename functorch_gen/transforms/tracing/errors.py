@@ -25,6 +25,8 @@ def explain(error: Exception) -> TracingError | None:
     text = str(error)
     if isinstance(error, TracingError):
         what = text
+    elif isinstance(error, RuntimeError) and "dtype of TracedNumber" in text:
+        what = "torch.tensor() of a Python number is asked, but numbers are traced; write torch.ones(()) * number"
     elif isinstance(error, DataDependentOutputException) or "data-dependent control flow" in text:
         what = _BRANCH
     elif isinstance(error, DynamicOutputShapeException):

@@ -20,6 +20,21 @@ _DTYPES: dict[type, torch.dtype] = {
 }
 
 
+_UNKNOWN = "the value of a Python number is needed, but numbers are traced"
+
+_KEEPS_NUMBER: dict[str, Callable[..., Tensor]] = {
+    "mul": torch.mul,
+    "multiply": torch.mul,
+    "div": torch.div,
+    "divide": torch.div,
+    "true_divide": torch.div,
+    "floor_divide": torch.floor_divide,
+    "floordiv": torch.floor_divide,
+    "lerp": torch.lerp,
+}
+"""Where eager torch (on CPU) keeps a number in float32 beside tensors of 16 bits; elsewhere it rounds it first."""
+
+
 def number_dtype(x: bool | int | float | complex) -> torch.dtype:
     """The dtype that holds a Python number exactly."""
     return next(dtype for kind, dtype in _DTYPES.items() if isinstance(x, kind))
@@ -74,19 +89,28 @@ class TracedNumber:
         kwargs = kwargs or {}
         if func in _SCALAR_ARGUMENTS:
             return _SCALAR_ARGUMENTS[func](*args, **kwargs)
+        if func in (Tensor.__getitem__, Tensor.__setitem__):
+            _each((args[1],), lambda x: x._unknown() if isinstance(x, TracedNumber) else None)
         tensors: list[Tensor] = []
         _each((args, kwargs), lambda x: tensors.append(x) if isinstance(x, Tensor) else None)
         low = {x.dtype for x in tensors if x.is_floating_point()}
-        if len(low) == 1 and low <= {torch.bfloat16, torch.float16} and not func.__name__.endswith("_"):
-            # beside a number eager torch computes these in float32 and rounds once
-            lift = _each((args, kwargs), lambda x: x.float() if isinstance(x, Tensor) and x.dtype in low else None)
-            result = cls.__torch_function__(func, types, *lift)
-            return result.to(low.pop()) if isinstance(result, Tensor) and result.dtype == torch.float32 else result
+        keeps = _KEEPS_NUMBER.get(func.__name__.strip("_"))
+        if keeps is not torch.mul and not (args and isinstance(args[0], Tensor)):
+            keeps = None  # a number divided by a tensor is rounded first
+        if keeps and len(low) == 1 and low <= {torch.bfloat16, torch.float16}:
+            # beside such a number eager torch computes in float32 and rounds once
+            lifted = _each((args, kwargs), lambda x: x.float() if isinstance(x, Tensor) and x.dtype in low else None)
+            result = cls.__torch_function__(keeps, types, *lifted)
+            in_place = func.__name__.endswith("_") and not func.__name__.startswith("_")
+            return args[0].copy_(result) if in_place else result.to(low.pop())
         args, kwargs = _each((args, kwargs), lambda x: x._beside(tensors) if isinstance(x, TracedNumber) else None)
-        return func(*args, **kwargs)
+        try:
+            return func(*args, **kwargs)
+        except TypeError as error:  # it takes a number and no tensor
+            raise TracingError(_UNKNOWN) from error
 
     def _unknown(self, *_: Any) -> Any:
-        raise TracingError("the value of a Python number is needed, but numbers are traced")
+        raise TracingError(_UNKNOWN)
 
     __bool__ = __int__ = __float__ = __complex__ = __index__ = __round__ = __trunc__ = __floor__ = __ceil__ = _unknown
 
@@ -115,7 +139,7 @@ def _each(x: Any, f: Callable[[Any], Any]) -> Any:
 
 def _number(x: Any) -> Tensor:
     """A number as a 0-d tensor that computes as Python does: bools count as integers."""
-    value = x.value if isinstance(x, TracedNumber) else torch.full((), x, dtype=number_dtype(x))
+    value = x.value if isinstance(x, TracedNumber) else torch.full((), x, dtype=number_dtype(x), device="cpu")
     return value.to(torch.int64) if value.dtype == torch.bool else value
 
 
@@ -127,6 +151,20 @@ def _power(a: Tensor, b: Tensor) -> Tensor:
     if not (b.is_floating_point() or b.is_complex() or a.is_floating_point() or a.is_complex()):
         raise TracingError("an int to the power of an int is an int or a float by value; make one of the two a float")
     return torch.pow(a, b)
+
+
+def _bitwise(function: Callable[[Any, Any], Any]) -> Any:
+    """Python's ``&``, ``|`` and ``^``, in which bools stay bools."""
+
+    def method(self: Any, other: Any) -> Any:
+        if isinstance(other, Tensor):
+            return function(other, self)
+        if not isinstance(other, TracedNumber | bool | int):
+            return NotImplemented
+        a, b = [x.value if isinstance(x, TracedNumber) else torch.full((), x, device="cpu") for x in (self, other)]
+        return TracedNumber(function(a, b))
+
+    return method
 
 
 def _binary(on_numbers: Callable[[Tensor, Tensor], Tensor], on_tensors: Callable[[Any, Any], Any], swap: bool) -> Any:
@@ -156,6 +194,9 @@ for _name, _on_numbers, _on_tensors in (
     setattr(TracedNumber, f"__r{_name}__", _binary(_on_numbers, _on_tensors, swap=True))
 for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
     setattr(TracedNumber, f"__{_name}__", _binary(getattr(torch, _name), getattr(torch, _name), swap=False))
+for _name in ("and", "or", "xor"):
+    for _side in ("", "r"):  # they commute
+        setattr(TracedNumber, f"__{_side}{_name}__", _bitwise(getattr(torch, f"bitwise_{_name}")))
 
 
 def _full(size: Any, fill_value: TracedNumber, *, dtype: torch.dtype | None = None, **options: Any) -> Tensor:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from functorch_gen import tree
 from functorch_gen.transforms.arguments import Outputs
+from functorch_gen.transforms.context import outside_inference
 from functorch_gen.transforms.tracing.errors import TracingError, explain
 from functorch_gen.transforms.tracing.numbers import TracedNumber, number_dtype
 from functorch_gen.typing import Tree
@@ -49,7 +50,7 @@ def trace(fun: Callable[..., Tree], leaves: Sequence[Any]) -> Trace:
     with mode:
         inputs = [_fake(x) for x in leaves]
     try:
-        with mode, torch.no_grad():
+        with mode, outside_inference(), torch.no_grad():
             graph = make_fx(flat, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
     except Exception as error:
         told = explain(error)
@@ -64,7 +65,7 @@ def trace(fun: Callable[..., Tree], leaves: Sequence[Any]) -> Trace:
 
 def _fake(x: Any) -> Tensor:
     if not isinstance(x, Tensor):
-        return torch.empty((), dtype=number_dtype(x))
+        return torch.empty((), dtype=number_dtype(x), device="cpu")
     return torch.empty_strided(x.shape, strides_of(x), dtype=x.dtype, device=x.device)
 
 
@@ -82,14 +83,16 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Every operation passes here."""
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags and _given(func, args, kwargs).get("dropout_p") != 0.0:
             name = func.overloadpacket.__name__
             raise TracingError(f"{name} draws from torch's global generator; pass a key and use fg.random")
         if func._schema.is_mutable:
-            for value, argument in zip(args, func._schema.arguments, strict=False):
+            given = _given(func, args, kwargs)
+            for argument in func._schema.arguments:
                 if argument.alias_info is not None and argument.alias_info.is_write:
-                    self._check_write(func, value)
-        return func(*args, **(kwargs or {}))
+                    self._check_write(func, given.get(argument.name))
+        return func(*args, **kwargs)
 
     def _check_write(self, func: Any, value: Any) -> None:
         for x in value if isinstance(value, list | tuple) else [value]:
@@ -99,6 +102,13 @@ class _Watch(TorchDispatchMode):
                 raise TracingError(
                     f"{name} writes to {kind} in place; return the new value, and donate_argnums the old"
                 )
+
+
+def _given(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of an operation by name; attention's ``dropout_p`` is 0 if it is not among them."""
+    names = [argument.name for argument in func._schema.arguments]
+    defaults = {"dropout_p": 0.0} if "dropout_p" in names else {}
+    return {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _lift_constants(graph: fx.GraphModule, mode: FakeTensorMode) -> list[Tensor]:
