@@ -128,6 +128,14 @@ def test_a_float_argument_is_differentiated():
     assert aten(fg.grad(lambda x, y: x * x * y))(3.0, torch.tensor(2.0)) == 12.0
 
 
+def test_a_number_folds_into_a_key():
+    key = fg.random.key(3)
+    g = aten(fg.random.fold_in)
+    for n in (0, 7):
+        assert torch.equal(g(key, n), fg.random.fold_in(key, n))
+    assert g.traces == 1
+
+
 def test_a_new_value_is_no_new_trace():
     g = fg.jit(lambda x, lr: x - lr * x)
     for lr in (0.1, 0.01, 0.5):

@@ -93,6 +93,7 @@ def word(value: int | Tensor, name: str, low: int, high: int) -> int | Tensor:
     >>> word(2**32 - 1, "fold_in: data", 0, 2**32)
     -1
     """
+    value = getattr(value, "to_tensor", lambda: value)()  # jit's stand-in for a Python number
     check_integer(value, name)
     if isinstance(value, Tensor):
         if value.ndim:
