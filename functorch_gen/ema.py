@@ -25,7 +25,7 @@ class EMAState(NamedTuple):
     """State of every average in this module."""
 
     average: Params  # like the parameters, at least float32
-    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride] -- optax's name; () int64: updates so far
+    count: Tensor  # optax's name; () int64: updates so far
 
 
 class EMA(NamedTuple):

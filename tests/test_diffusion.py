@@ -281,7 +281,7 @@ def test_loss_vmaps_over_examples_and_keys(prediction):
     keys, weight = random.split(random.key(0), 4), torch.ones(3, dtype=F64)
 
     def one(weight, key, x):
-        network = lambda x_t, condition: weight * x_t + condition[:, None]  # noqa: E731
+        network = lambda x_t, condition: weight * x_t + condition[:, None]
         return loss(network, key, x[None], schedule=VPLinear(), prediction=prediction, weighting="min_snr")[0]
 
     found = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0))(weight, keys, x)
@@ -388,7 +388,7 @@ def test_guidance_between_gaussians_is_the_gaussian_beyond(scale):
 
 def test_guide_takes_a_scale_of_each_time():
     x_t, t = draws(3, 2)[0], torch.tensor([0.1, 0.5, 0.9], dtype=F64)
-    scale = lambda t: torch.where(t > 0.3, 2.0, 1.0)  # noqa: E731
+    scale = lambda t: torch.where(t > 0.3, 2.0, 1.0)
     found = guide(lambda x_t, t: x_t, lambda x_t, t: 0 * x_t, scale)(x_t, t)
     torch.testing.assert_close(found, x_t * torch.tensor([[1.0], [2.0], [2.0]], dtype=F64))
 
@@ -422,7 +422,7 @@ def test_bad_names_list_the_choices():
 
 
 def test_bad_shapes_and_dtypes_are_named():
-    same = lambda x_t, t: x_t  # noqa: E731
+    same = lambda x_t, t: x_t
     with pytest.raises(TypeError, match=r"loss: x: expected a floating-point tensor, got torch\.int64"):
         loss(same, random.key(0), torch.ones(2, 3, dtype=torch.int64), schedule=EDM())
     with pytest.raises(ValueError, match=r"network: expected output of shape \(2, 3\), got \(2,\)"):

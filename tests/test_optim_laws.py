@@ -105,7 +105,7 @@ def test_first_adam_step_in_float32_is_the_sign():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_wider_hyper_parameters_widen_no_state(dtype):
-    number = lambda x: torch.tensor(x, dtype=torch.float64)  # noqa: E731 -- a local abbreviation
+    number = lambda x: torch.tensor(x, dtype=torch.float64)
     tx = optim.chain(
         optim.clip(number(1.0)),
         optim.clip_by_global_norm(number(1.0)),

@@ -289,7 +289,7 @@ def test_samplers_vmap_over_keys(sampler):
 @every_sampler
 def test_samplers_differentiate(sampler, schedule):
     def total(scale):
-        denoise = lambda x_t, t: torch.tanh(scale * x_t)  # noqa: E731
+        denoise = lambda x_t, t: torch.tanh(scale * x_t)
         return sampler(KEY, denoise, (2, 3), schedule=schedule, steps=4, dtype=F64).sum()
 
     scale, h = torch.tensor(0.3, dtype=F64), 1e-5
@@ -300,7 +300,7 @@ def test_samplers_differentiate(sampler, schedule):
 @every_sampler
 def test_samplers_trace_to_one_graph(sampler):
     def draw(key, scale):
-        denoise = lambda x_t, t: torch.tanh(scale * x_t)  # noqa: E731
+        denoise = lambda x_t, t: torch.tanh(scale * x_t)
         return sampler(key, denoise, (2, 3), schedule=FlowMatching(), steps=3)
 
     graph = make_fx(draw, tracing_mode="fake", _allow_non_fake_inputs=True)(KEY, torch.ones(()))
@@ -311,7 +311,7 @@ def test_samplers_trace_to_one_graph(sampler):
 @every_sampler
 def test_samplers_trace_under_dynamo(sampler):
     def draw(key, scale):
-        denoise = lambda x_t, t: torch.tanh(scale * x_t)  # noqa: E731
+        denoise = lambda x_t, t: torch.tanh(scale * x_t)
         return sampler(key, denoise, (2, 3), schedule=VPLinear(), steps=3)
 
     compiled = torch.compile(draw, backend="eager", fullgraph=True)

@@ -199,7 +199,7 @@ class UNet:
 
     >>> unet = UNet(1, base_channels=8, num_classes=10)
     >>> params = unet.init(random.key(0))
-    >>> unet(params, torch.ones(2, 1, 8, 8), torch.rand(2), torch.tensor([3, 10])).shape
+    >>> unet(params, torch.ones(2, 1, 8, 8), torch.tensor([0.1, 0.9]), torch.tensor([3, 10])).shape
     torch.Size([2, 1, 8, 8])
     """
 

@@ -58,7 +58,7 @@ class ScaleByAdamState(NamedTuple):
     1 - b2^t computed from the power is wrong in the fifth digit, and a compiler repeats the power for every element.
     """
 
-    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride] -- optax's name; () int64: updates so far
+    count: Tensor  # optax's name; () int64: updates so far
     mu: Tree  # like the parameters, at least float32: mean of the gradients
     nu: Tree  # like the parameters, at least float32: mean of their squares
     mu_weight: Tensor  # () 1 - b1^count

@@ -31,7 +31,7 @@ def scale(step_size: Number) -> GradientTransformation:
 class ScaleByScheduleState(NamedTuple):
     """State of :func:`scale_by_schedule`."""
 
-    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride] -- optax's name; () int64: updates so far
+    count: Tensor  # optax's name; () int64: updates so far
 
 
 def scale_by_schedule(step_size_fn: StepSchedule) -> GradientTransformation:

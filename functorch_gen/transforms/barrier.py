@@ -43,7 +43,7 @@ class _Barrier(torch.autograd.Function):
     """The derivative rule within one functorch level; the levels below see the operator again."""
 
     @staticmethod
-    def forward(ctx: Any, keys: Any, modes: tuple[bool, bool], count: int, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(ctx: Any, keys: Any, modes: tuple[bool, bool], count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.count, ctx.rest = count, len(tensors) - count
         ctx.set_materialize_grads(False)
         # apply() has switched differentiation off, but the levels below need the caller's modes
@@ -55,11 +55,11 @@ class _Barrier(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         return (None, None, None, *_through(cotangents), *[None] * ctx.rest)
 
     @staticmethod
-    def jvp(ctx: Any, _keys: None, _modes: None, _count: None, *tangents: Tensor | None) -> Any:  # type: ignore[override]
+    def jvp(ctx: Any, _keys: None, _modes: None, _count: None, *tangents: Tensor | None) -> Any:
         with _set_fwd_grad_enabled(True):  # torch leaves it off here, which would cut forward mode over forward mode
             moved = _through(tangents[: ctx.count])
         return tuple(

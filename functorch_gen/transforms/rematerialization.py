@@ -67,12 +67,12 @@ class _Remat(torch.autograd.Function):
     """Flat tensors in and out. Its derivatives are rematerialised functions again, so every order holds."""
 
     @staticmethod
-    def forward(flat: _Flat, *xs: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(flat: _Flat, *xs: Tensor) -> tuple[Tensor, ...]:
         own = {id(x) for x in xs}  # torch wants a view where an input is returned as it is
         return tuple(x.view_as(x) if id(x) in own else _dense(x) for x in flat(*xs))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:  # type: ignore[override]
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
         ctx.flat, *xs = inputs
         ctx.save_for_backward(*xs)
         ctx.save_for_forward(*xs)
@@ -80,7 +80,7 @@ class _Remat(torch.autograd.Function):
         ctx.mark_non_differentiable(*[x for x in output if not is_differentiable(x)])
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, flat: _Flat, *xs: Tensor) -> Any:  # type: ignore[override]
+    def vmap(info: Any, in_dims: Any, flat: _Flat, *xs: Tensor) -> Any:
         batched = torch.func.vmap(flat, tuple(in_dims[1:]), randomness=info.randomness)
         out = _Remat.apply(batched, *xs)
         return out, tuple(0 for _ in out)
@@ -98,7 +98,7 @@ class _Remat(torch.autograd.Function):
         return (None, *full)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:  # type: ignore[override]
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
         unpack = torch._VF._unpack_dual  # this level's tangent off
         xs = [unpack(x, level=0)[0] if is_differentiable(x) else x for x in ctx.saved_tensors]
         moving = tangents[1:]  # flat has none

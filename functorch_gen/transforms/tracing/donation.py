@@ -33,6 +33,11 @@ def _output(graph: fx.Graph) -> fx.Node:
     return next(n for n in reversed(graph.nodes) if n.op == "output")
 
 
+def _returned(output: fx.Node) -> list[fx.Node]:
+    nodes: Any = output.args[0]
+    return list(nodes)
+
+
 def _meta(node: fx.Node) -> tuple[Any, ...]:
     x = node.meta["val"]
     return tuple(x.shape), x.dtype, x.device, x.stride()
@@ -56,7 +61,7 @@ def separate_outputs(module: fx.GraphModule) -> None:
     taken = {_storage(n) for n in graph.nodes if n.op == "placeholder"}
     results: list[Any] = []
     with graph.inserting_before(output):
-        for node in output.args[0]:  # type: ignore[union-attr]
+        for node in _returned(output):
             if _storage(node) in taken:
                 node = _opaque_copy(graph, node)
             else:
@@ -76,7 +81,7 @@ def donate(module: fx.GraphModule, donated: Sequence[int]) -> Donation:
     graph = module.graph
     output = _output(graph)
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
-    outputs: list[fx.Node] = list(output.args[0])  # type: ignore[arg-type]
+    outputs = _returned(output)
     sources = _match(outputs, inputs, donated)
     held = {_storage(n) for n in inputs}
     kept: list[fx.Node] = []
@@ -158,7 +163,7 @@ def release(x: Tensor) -> Tensor:
     """Moves the memory of ``x`` to a new tensor; ``x`` is left empty, so that using it fails. Call it under no_grad."""
     moved = x.detach()
     x.set_()  # type: ignore[call-overload]  # torch's stub has no form without arguments: an empty tensor
-    x._released = True  # type: ignore[attr-defined]
+    vars(x).update(_released=True)
     return moved
 
 
