@@ -27,10 +27,11 @@ def test_init_is_a_function_of_the_key(layer):
         assert not tree.equal(params, other)
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
+WITH_PARAMETERS = [layer for layer in LAYERS if tree.leaves(layer.init(random.key(0)))]
+
+
+@pytest.mark.parametrize("layer", WITH_PARAMETERS, ids=lambda layer: type(layer).__name__)
 def test_init_batches_over_keys(layer):
-    if not tree.leaves(layer.init(random.key(0))):
-        pytest.skip("no parameters")
     keys = random.split(random.key(0), 3)
     # The samplers' transcendental functions: an ulp of float32 between vectorised and scalar code.
     expected = tree.stack([layer.init(key) for key in keys])
