@@ -4,6 +4,7 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+BENCH_STAMP := $(VENV)/.stamp-bench
 # torch.compile calls $CXX, or g++ when it is not set.
 export CXX := $(or $(shell for c in "$$CXX" g++ c++ clang++; do command -v "$$c" && break; done 2>/dev/null),g++)
 
@@ -65,8 +66,12 @@ format: setup ## rewrites the files as `make lint` wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## the jitted training step beside the same model as nn.Module, eager and compiled
-	PYTHONPATH=examples $(BIN)/python -m tests.bench.step
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --constraint constraints.txt --no-build-isolation --editable ".[bench]"
+	@touch $(BENCH_STAMP)
+
+bench: setup $(BENCH_STAMP) ## steps, compile times, memory beside nn.Module and JAX: docs/benchmarks.md (half an hour)
+	$(BIN)/python -m tests.bench $(BENCH)
 
 docs: setup ## runs the code of README.md and docs/*.md
 	$(PYTEST) tests/test_docs.py

@@ -6,6 +6,9 @@ The caller compiles it, as a rule with the old state donated::
     train_state = init_state(params, tx, key, ema=ema.constant(0.999))
     train_state, metrics = step(train_state, batch)
     average = train_state.ema.average  # the averaged parameters, shaped like params
+
+With ``flat=True`` in both, parameters, moments and average are one vector each per dtype and device, and
+``train_state.params.tree()`` is the tree, as views; the loss still sees the tree.
 """
 
 from collections.abc import Callable
@@ -17,7 +20,7 @@ from torch import Tensor
 from functorch_gen import random, tree
 from functorch_gen.check import check_floating, check_shape
 from functorch_gen.ema import EMA
-from functorch_gen.optim import GradientTransformation, apply_updates
+from functorch_gen.optim import Flat, GradientTransformation, Layout, apply_updates
 from functorch_gen.transforms import value_and_grad
 from functorch_gen.transforms.context import is_traced
 from functorch_gen.typing import Key, Params, State, Tree
@@ -28,7 +31,7 @@ __all__ = ["Step", "TrainState", "init_state", "make_step"]
 class TrainState(NamedTuple):
     """All that a training run changes; with the batches it determines the rest of the run."""
 
-    params: Params  # nested dict of floating tensors
+    params: Tree  # nested dict of floating tensors; flat: optim.Flat
     state: State  # of stateful layers; {} if there is none
     opt_state: Any  # of the optimizer
     ema: Any  # of the moving average, whose tree ``ema.average`` is shaped like params; None if there is none
@@ -41,7 +44,13 @@ Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
 
 
 def init_state(
-    params: Params, tx: GradientTransformation, key: Key, state: State = None, ema: EMA | None = None
+    params: Params,
+    tx: GradientTransformation,
+    key: Key,
+    state: State = None,
+    ema: EMA | None = None,
+    *,
+    flat: bool = False,
 ) -> TrainState:
     """The state before the first step.
 
@@ -50,6 +59,9 @@ def init_state(
 
     Args:
         state: of stateful layers; None stands for ``{}``.
+        flat: puts the parameters, and with them all that ``tx`` and ``ema`` keep in their form, into one vector per
+            dtype and device (:class:`functorch_gen.optim.Flat`). For element-wise ``tx``, clipping by global norm and
+            masks by path; see :func:`functorch_gen.optim.flatten`.
     Raises:
         TypeError: if a parameter is no floating-point tensor; names its path.
         ValueError: if a parameter is NaN or infinite (names its path), or ``key`` is not (2,).
@@ -58,19 +70,22 @@ def init_state(
     >>> train_state = init_state({"w": torch.ones(3)}, optim.sgd(0.1), random.key(0))
     >>> train_state.params, train_state.step
     ({'w': tensor([1., 1., 1.])}, tensor(0))
+    >>> init_state({"w": torch.ones(3)}, optim.sgd(0.1), random.key(0), flat=True).params.tree()
+    {'w': tensor([1., 1., 1.])}
     """
     check_shape(key, "two", "init_state: key", two=2)
     for path, x in tree.names(params).items():
         check_floating(x, f"init_state: params: {path!r}")
         if not is_traced() and not torch.isfinite(x).all():
             raise ValueError(f"init_state: params: expected finite values at {path!r}, got NaN or infinity")
-    given = (params, {} if state is None else state, key)
-    params, state, key = given
+    state = {} if state is None else state
+    given = (params, state, key)
+    held: Tree = Layout.of(params, aligned=True).ravel(params) if flat else params
     train_state = TrainState(
-        params=params,
+        params=held,
         state=state,
-        opt_state=tx.init(params),
-        ema=None if ema is None else ema.init(params),
+        opt_state=tx.init(held),
+        ema=None if ema is None else ema.init(held),
         key=key,
         step=torch.zeros((), dtype=torch.int64, device=key.device),
     )
@@ -102,6 +117,8 @@ def make_step(
     ema: EMA | None = None,
     stateful: bool = False,
     has_aux: bool = False,
+    *,
+    flat: bool = False,
 ) -> Step:
     """The training step of a loss: gradient, update, moving average. A pure function, for the caller to jit.
 
@@ -109,12 +126,14 @@ def make_step(
         loss_fn: ``loss_fn(params, key, batch) -> loss``, a 0-d tensor, or ``(loss, aux)`` with ``has_aux``. If
             ``stateful``: ``loss_fn(params, state, key, batch) -> (loss, state)``, or ``(loss, (state, aux))``. Its key
             in step n is ``fold_in(train_state.key, n)``.
+        flat: for a state of ``init_state(..., flat=True)``; the results are those of the tree, to rounding.
     Returns:
         ``step(train_state, batch) -> (train_state, metrics)``; the metrics are ``loss``, ``grad_norm`` (the Euclidean
         norm over all gradients, before clipping) and, with ``has_aux``, ``aux``.
     Raises:
         ValueError: by the step, if the loss is not 0-d.
-        TypeError: by the step, if ``loss_fn`` does not return the pair it should.
+        TypeError: by the step, if ``loss_fn`` does not return the pair it should, or the state is flat and the step
+            not, or the other way round.
 
     >>> from functorch_gen import optim
     >>> tx = optim.sgd(0.5)
@@ -124,12 +143,15 @@ def make_step(
     >>> train_state.params, metrics
     ({'w': tensor([-0.5000, -1.0000])}, {'loss': tensor(7.), 'grad_norm': tensor(5.)})
     """
-    differentiate = value_and_grad(_objective(loss_fn, stateful, has_aux), has_aux=True)
+    objective = _objective(loss_fn, stateful, has_aux)
+    differentiate = value_and_grad(_of_tree(objective) if flat else objective, has_aux=True)
 
     def step(train_state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         params, state, opt_state, ema_state, key, count = train_state
+        _check_form(params, flat)
+        extra = {"layout": params.layout} if flat else {}
         (loss, (state, aux)), grads = differentiate(params, state, random.fold_in(key, count), batch)
-        updates, opt_state = tx.update(grads, opt_state, params)
+        updates, opt_state = tx.update(grads, opt_state, params, **extra)
         params = apply_updates(params, updates)
         if ema is not None:
             _, ema_state = ema.update(params, ema_state)
@@ -137,6 +159,17 @@ def make_step(
         return TrainState(params, state, opt_state, ema_state, key, count + 1), metrics
 
     return step
+
+
+def _check_form(params: Tree, flat: bool) -> None:
+    if isinstance(params, Flat) != flat:
+        want, got = ("flat", "one of trees") if flat else ("of trees", "a flat one")
+        raise TypeError(f"make_step: expected a train_state {want}, got {got}; give init_state and make_step one flat=")
+
+
+def _of_tree(objective: Callable[..., Any]) -> Callable[..., Any]:
+    """The objective as a function of flat parameters; its gradient is flat too."""
+    return lambda params, *rest: objective(params.tree(), *rest)
 
 
 def _objective(loss_fn: Callable[..., Any], stateful: bool, has_aux: bool) -> Callable[..., Any]:

@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 
 from functorch_gen.typing import Tree
 
-__all__ = ["Structure", "flatten_plain", "paths_plain", "unflatten_plain"]
+__all__ = ["STATIC", "Structure", "flatten_plain", "paths_plain", "unflatten_plain"]
+
+STATIC: set[type] = set()
+"""The types whose objects belong to the structure of a tree; :func:`functorch_gen.tree.register_static` adds to it."""
 
 
 class Structure(NamedTuple):
@@ -20,7 +23,7 @@ class Structure(NamedTuple):
     """
 
     kind: type | None  # of the node; None for a leaf
-    entries: tuple[Any, ...]  # keys, indices or field names
+    entries: tuple[Any, ...]  # keys, indices or field names; of a static node, itself
     children: tuple["Structure", ...]
 
     def __repr__(self) -> str:
@@ -34,6 +37,8 @@ def _open(node: Tree) -> tuple[tuple[Any, ...], tuple[Tree, ...]] | None:
     kind = type(node)
     if node is None:
         return (), ()
+    if kind in STATIC:
+        return (node,), ()
     if kind is dict or kind is OrderedDict:
         keys = sorted(node) if kind is dict else list(node)
         return tuple(keys), tuple([node[key] for key in keys])
@@ -85,6 +90,8 @@ def _build(structure: Structure, leaves: Iterator[Any]) -> Tree:
         return next(leaves)
     if kind is type(None):
         return None
+    if kind in STATIC:
+        return entries[0]
     children = [_build(child, leaves) for child in structure.children]
     if kind is dict or kind is OrderedDict:
         return kind(zip(entries, children, strict=True))
@@ -101,6 +108,8 @@ def paths_plain(structure: Structure, path: str = "") -> list[str]:
     """
     if structure.kind is None:
         return [path]
+    if structure.kind in STATIC:
+        return []
     prefix = f"{path}." if path else ""
     found: list[str] = []
     for entry, child in zip(structure.entries, structure.children, strict=True):

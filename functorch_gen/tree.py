@@ -10,13 +10,14 @@ import builtins
 import fnmatch
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import optree
 import torch
 from torch import Tensor
+from torch.utils import _pytree  # torch.vmap, make_fx and torch.compile flatten by it
 
-from functorch_gen.structure import Structure, flatten_plain, paths_plain, unflatten_plain
+from functorch_gen.structure import STATIC, Structure, flatten_plain, paths_plain, unflatten_plain
 from functorch_gen.typing import Number, Tree
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "partition",
     "paths",
     "ravel",
+    "register_static",
     "scale",
     "size",
     "stack",
@@ -58,11 +60,15 @@ __all__ = [
     "zeros_like",
 ]
 
+_T = TypeVar("_T")
+
 TreeDef: TypeAlias = optree.PyTreeSpec | Structure
 """The structure of a tree without its leaves; hashable, comparable."""
 
 Select: TypeAlias = str | Sequence[str] | Callable[[str], bool]
 """Which paths: a glob (``"*.bias"``), several globs, or a predicate on the path."""
+
+_NAMESPACE = "functorch_gen"  # of the nodes registered here, in optree's registry
 
 
 # Structure.
@@ -76,7 +82,7 @@ def flatten(tree: Tree) -> tuple[list[Any], TreeDef]:
     """
     if torch.compiler.is_dynamo_compiling():
         return flatten_plain(tree)
-    found, treedef, *_ = optree.tree_flatten(tree)
+    found, treedef, *_ = optree.tree_flatten(tree, namespace=_NAMESPACE)
     return found, treedef
 
 
@@ -130,12 +136,39 @@ def paths(tree: Tree) -> list[str]:
 
 
 def _paths(node: Tree, path: str) -> Iterator[str]:
-    if optree.tree_is_leaf(node):
+    if optree.tree_is_leaf(node, namespace=_NAMESPACE):
         yield path
     else:
-        children, _, entries, *_ = optree.tree_flatten_one_level(node)
+        children, _, entries, *_ = optree.tree_flatten_one_level(node, namespace=_NAMESPACE)
         for entry, child in zip(getattr(node, "_fields", entries), children, strict=True):
             yield from _paths(child, f"{path}.{entry}" if path else str(entry))
+
+
+def register_static(kind: type[_T]) -> type[_T]:
+    """Makes objects of a class part of the structure of trees: they are no leaves, and two trees must agree in them.
+
+    Args:
+        kind: a class with equality and hash, a frozen dataclass say. For torch's own transforms it is a constant too.
+    Returns:
+        ``kind``, for use as a decorator. As ``jax.tree_util.register_static``.
+
+    >>> from dataclasses import dataclass
+    >>> @register_static
+    ... @dataclass(frozen=True)
+    ... class Unit:
+    ...     name: str
+    >>> map(lambda x: 2 * x, {"length": 3, "unit": Unit("cm")})
+    {'length': 6, 'unit': Unit(name='cm')}
+    """
+    node: Any = kind
+
+    def rebuild(itself: Any, children: Any) -> Any:
+        return itself
+
+    optree.register_pytree_node(node, lambda x: ((), x), rebuild, namespace=_NAMESPACE)
+    _pytree.register_constant(kind)
+    STATIC.add(kind)
+    return kind
 
 
 def none_paths(tree: Tree) -> list[str]:
@@ -144,7 +177,7 @@ def none_paths(tree: Tree) -> list[str]:
     >>> none_paths({"a": None, "b": 1})
     ['a']
     """
-    with_none = paths(optree.tree_map(lambda _: 0, tree, none_is_leaf=True))
+    with_none = paths(optree.tree_map(lambda _: 0, tree, none_is_leaf=True, namespace=_NAMESPACE))
     return [path for path in with_none if path not in set(paths(tree))] if len(with_none) > len(leaves(tree)) else []
 
 
@@ -177,9 +210,9 @@ def _first_difference(tree: Tree, other: Tree) -> str:
 
 def _kinds(node: Tree, path: str) -> Iterator[tuple[str, str]]:
     """The path and the type of every node that is no leaf."""
-    if not optree.tree_is_leaf(node):
+    if not optree.tree_is_leaf(node, namespace=_NAMESPACE):
         yield path, type(node).__name__
-        children, _, entries, *_ = optree.tree_flatten_one_level(node)
+        children, _, entries, *_ = optree.tree_flatten_one_level(node, namespace=_NAMESPACE)
         for entry, child in zip(getattr(node, "_fields", entries), children, strict=True):
             yield from _kinds(child, f"{path}.{entry}" if path else str(entry))
 

@@ -464,7 +464,11 @@ def test_the_value_of_a_number_is_refused_and_static_is_offered(use):
             ValueError,
             "donate_argnums in range for 1 arguments, got -2",
         ),
-        (lambda: fg.jit(len, backend="fast"), ValueError, "backend to be one of 'inductor', 'aten', got 'fast'"),
+        (
+            lambda: fg.jit(len, backend="fast"),
+            ValueError,
+            "backend to be one of 'inductor', 'aten', 'tiered', got 'fast'",
+        ),
         (lambda: fg.jit(3), TypeError, "expected a function, got int"),
         (lambda: fg.jit(len, static_argnums="a"), TypeError, "static_argnums to hold ints, got 'a'"),
         (lambda: aten(f)(P, torch.ones(4)), RuntimeError, "size mismatch|shapes cannot be multiplied|must match"),
@@ -494,7 +498,7 @@ def test_without_a_compiler_there_is_one_warning_and_the_aten_backend(monkeypatc
 
 def test_lower_gives_the_graph_and_compiles():
     lowered = aten(lambda x: torch.tanh(x) + 1).lower(X)
-    assert "torch.ops.aten.tanh.default" in lowered.text()
+    assert "aten.tanh(" in lowered.text()
     g = lowered.compile()
     assert torch.equal(g(X), torch.tanh(X) + 1)
     assert g.traces == 1

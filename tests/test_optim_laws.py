@@ -46,9 +46,9 @@ def test_flatten_equals_the_transformation_itself(shapes, seed):
 def test_flatten_keeps_one_vector_per_dtype():
     params = many_leaves(0, [((3,), torch.float32), ((2, 2), torch.float64), ((), torch.float32)])
     mu = optim.flatten(optim.scale_by_adam()).init(params).mu
-    assert {name: (x.shape, x.dtype) for name, x in mu.items()} == {
-        "float32_cpu": ((4,), torch.float32),
-        "float64_cpu": ((4,), torch.float64),
+    assert {name: (x.shape, x.dtype) for name, x in mu.vectors.items()} == {
+        "float32": ((4,), torch.float32),
+        "float64": ((4,), torch.float64),
     }
 
 

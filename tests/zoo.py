@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from functorch_gen import diffusion, ema, exact, metrics, models, nn, noise, optim, random, step, tree
-from functorch_gen.transforms import grad
+from functorch_gen.transforms import checkpoint_name, dots_saveable, grad, remat, save_only_these_names, scan
 from functorch_gen.typing import Tree
 
 
@@ -336,12 +336,40 @@ EXACT = [
     from_draw("metrics.nearest_distance", metrics.nearest_distance, lambda d: (d(4, 2), d(5, 2))),
 ]
 
+# Control flow and rematerialisation.
+
+
+def recurrent(params: Tree, h: Tensor, xs: Tensor) -> Tree:
+    return scan(lambda h, x: (torch.tanh(h @ params["w"] + x), {"h": h * params["b"]}), h, xs, reverse=True)
+
+
+def rows_and_columns(total: Tensor, xs: Tensor) -> Tree:
+    def row(total: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return scan(lambda h, x: (torch.sin(h + x * total), h), total, x)
+
+    return scan(remat(row), total, xs)
+
+
+def layers(params: Tree, x: Tensor) -> Tensor:
+    def layer(x: Tensor, w: Tensor) -> tuple[Tensor, None]:
+        return torch.tanh(checkpoint_name(x @ w, "product")), None
+
+    named, dots = remat(layer, save_only_these_names("product")), remat(layer, dots_saveable)
+    return scan(dots, named(x, params["first"])[0], params["rest"])[0]
+
+
+CONTROL = [
+    from_draw("scan", recurrent, lambda d: ({"w": d(3, 3), "b": d(3)}, d(3), d(4, 3))),
+    from_draw("scan of scan", rows_and_columns, lambda d: (d(), d(2, 3))),
+    from_draw("scan of remat", layers, lambda d: ({"first": d(3, 3), "rest": d(2, 3, 3)}, d(2, 3))),
+]
+
 # A gradient is a function too: the laws hold for it as well.
 TRANSFORMED = [
     from_draw("grad of a loss", grad(squared_error), lambda d: ({"w": d(3, 2), "b": d(2)}, d.key(), d(4, 3))),
 ]
 
-CASES = [*TREES, *RANDOM, *LAYERS, *MODELS, *TRAINING, *DIFFUSION, *EXACT, *TRANSFORMED]
+CASES = [*TREES, *RANDOM, *LAYERS, *MODELS, *TRAINING, *DIFFUSION, *EXACT, *CONTROL, *TRANSFORMED]
 
 
 # Flat forms of a row, for the laws about derivatives.

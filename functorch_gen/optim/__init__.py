@@ -2,7 +2,7 @@
 
 from functorch_gen.optim.clipping import clip, clip_by_global_norm
 from functorch_gen.optim.decay import Mask, add_decayed_weights
-from functorch_gen.optim.flat import Layout, flatten
+from functorch_gen.optim.flat import Flat, Layout, flatten
 from functorch_gen.optim.moments import ScaleByAdamState, TraceState, scale_by_adam, trace
 from functorch_gen.optim.optimizers import adam, adamw, sgd
 from functorch_gen.optim.scaling import ScaleByScheduleState, scale, scale_by_learning_rate, scale_by_schedule
@@ -25,6 +25,7 @@ from functorch_gen.optim.transformation import (
 
 __all__ = [
     "EmptyState",
+    "Flat",
     "GradientTransformation",
     "Layout",
     "LearningRate",

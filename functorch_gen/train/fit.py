@@ -15,6 +15,7 @@ from torch import Tensor
 
 from functorch_gen import tree
 from functorch_gen.check import check_positive
+from functorch_gen.optim import Flat
 from functorch_gen.step import Step, TrainState
 
 __all__ = ["Every", "History", "fit"]
@@ -172,7 +173,9 @@ def _check_finite(name: str, values: list[float], steps: Sequence[float], train_
     bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
     if bad is None:
         return
-    broken = [path for path, x in tree.names(train_state.params).items() if not torch.isfinite(x).all()]
+    params = train_state.params
+    params = params.tree() if isinstance(params, Flat) else params
+    broken = [path for path, x in tree.names(params).items() if not torch.isfinite(x).all()]
     listed = ", ".join(itertools.islice(broken, 5)) + (f" and {len(broken) - 5} more" if len(broken) > 5 else "")
     raise FloatingPointError(
         f"fit: expected a finite {name}, got {values[bad]} at step {steps[bad]}; "

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,14 +14,14 @@ from functorch_gen.transforms.arguments import Outputs
 from functorch_gen.transforms.barrier import barrier_op
 from functorch_gen.transforms.closure import convert_closure
 from functorch_gen.transforms.context import is_differentiable
+from functorch_gen.transforms.derivatives import Flat, dense_output, pull_back, push_forward
+from functorch_gen.transforms.saving import Policy, Recorder, Replayer, Tape
 from functorch_gen.typing import Tree
 
 __all__ = ["remat"]
 
-_Flat = Callable[..., tuple[Tensor, ...]]
 
-
-def remat(fun: Callable[..., Tree]) -> Callable[..., Tree]:
+def remat(fun: Callable[..., Tree], policy: Policy | None = None) -> Callable[..., Tree]:
     """``fun``, whose intermediate values are not kept for the backward pass but computed again.
 
     Memory falls to the inputs and outputs of ``fun``, and the backward pass costs one more forward. It holds for
@@ -29,12 +30,21 @@ def remat(fun: Callable[..., Tree]) -> Callable[..., Tree]:
     cotangent behind an :func:`optimization_barrier`, so a compiler cannot merge it with the first run. Under
     ``torch.compile`` the function runs as it is: what is kept is then the partitioner's choice.
 
-    Source: Chen et al. 2016, Training deep nets with sublinear memory cost, arXiv:1604.06174.
+    Args:
+        policy: what is saved all the same: ``save_only_these_names("a", "b")``, the values that
+            :func:`checkpoint_name` named, or ``dots_saveable``, the results of matrix products and convolutions. The
+            backward pass reads them; the derivatives of the backward pass, and forward mode, compute all again.
+    Raises:
+        TypeError: if ``policy`` is no policy.
+
+    Source: Chen et al. 2016, Training deep nets with sublinear memory cost, arXiv:1604.06174; ``jax.checkpoint``.
 
     >>> from functorch_gen.transforms import grad
     >>> grad(remat(torch.sin))(torch.tensor(0.0))
     tensor(1.)
     """
+    if not isinstance(policy, Policy | None):
+        raise TypeError(f"remat: expected policy to be a Policy or None, got {type(policy).__name__}")
 
     @functools.wraps(fun)
     def wrapped(*args: Any, **kwargs: Any) -> Tree:
@@ -52,47 +62,80 @@ def remat(fun: Callable[..., Tree]) -> Callable[..., Tree]:
             inner_args, inner_kwargs = tree.unflatten(treedef, full)
             return outputs.put(rebuild(tensors[len(at) :])(*inner_args, **inner_kwargs))
 
-        return outputs.get(_Remat.apply(flat, *[leaves[i] for i in at], *closed_over))
+        results = _Remat.apply(_Plan(flat, Tape(), policy), *[leaves[i] for i in at], *closed_over)
+        return outputs.get(results)
 
     return wrapped
 
 
-def _dense(x: Tensor) -> Tensor:
-    """Forward mode gives tangents the layout of the output, which an expanded tensor does not have."""
-    expanded = any(stride == 0 and n > 1 for stride, n in zip(x.stride(), x.shape, strict=True))
-    return x.clone(memory_format=torch.contiguous_format) if expanded else x
+@dataclass(frozen=True)
+class _Plan:
+    """How ``flat`` runs: what is saved on the way, or which values, its last inputs, were saved before."""
+
+    flat: Flat
+    tape: Tape
+    policy: Policy | None = None
+    replayed: int = 0
+
+    def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """``(*outputs, *saved)``."""
+        count = len(inputs) - self.replayed
+        xs, saved = inputs[:count], inputs[count:]
+        own = {id(x) for x in xs}  # torch wants a view where an input is returned as it is
+        if saved and not torch._C._are_functorch_transforms_active():  # they stand below the transforms
+            with Replayer(self.tape, saved):
+                out, kept = self.flat(*xs), []
+        elif self.policy:
+            with Recorder(self.policy, self.tape) as recorder:
+                out, kept = self.flat(*xs), recorder.values
+        else:
+            out, kept = self.flat(*xs), []
+        return (*[x.view_as(x) if id(x) in own else dense_output(x) for x in out], *[x.view_as(x) for x in kept])
+
+    def batched(self, in_dims: Sequence[int | None], randomness: str) -> "_Plan":
+        """The plan under ``vmap``: what is saved stands below it, and has no axis that it knows."""
+        mapped = torch.func.vmap(self.flat, tuple(in_dims[: len(in_dims) - self.replayed]), randomness=randomness)
+        return _Plan(mapped, self.tape, self.policy, self.replayed)
+
+    @property
+    def kept(self) -> int:
+        """How many saved tensors a run has added to its outputs."""
+        return self.tape.size if self.policy else 0
 
 
 class _Remat(torch.autograd.Function):
     """Flat tensors in and out. Its derivatives are rematerialised functions again, so every order holds."""
 
     @staticmethod
-    def forward(flat: _Flat, *xs: Tensor) -> tuple[Tensor, ...]:
-        own = {id(x) for x in xs}  # torch wants a view where an input is returned as it is
-        return tuple(x.view_as(x) if id(x) in own else _dense(x) for x in flat(*xs))
+    def forward(plan: _Plan, *xs: Tensor) -> tuple[Tensor, ...]:
+        return plan.run(xs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
-        ctx.flat, *xs = inputs
-        ctx.save_for_backward(*xs)
-        ctx.save_for_forward(*xs)
-        ctx.floating = [is_differentiable(x) for x in output]
-        ctx.mark_non_differentiable(*[x for x in output if not is_differentiable(x)])
+        ctx.plan, *xs = inputs
+        ctx.count = len(xs) - ctx.plan.replayed
+        end = len(output) - ctx.plan.kept
+        ctx.save_for_backward(*xs[: ctx.count], *output[end:])
+        ctx.save_for_forward(*xs[: ctx.count])
+        ctx.floating = [is_differentiable(x) and i < end for i, x in enumerate(output)]
+        ctx.mark_non_differentiable(*[x for x, floating in zip(output, ctx.floating, strict=True) if not floating])
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, flat: _Flat, *xs: Tensor) -> Any:
-        batched = torch.func.vmap(flat, tuple(in_dims[1:]), randomness=info.randomness)
-        out = _Remat.apply(batched, *xs)
-        return out, tuple(0 for _ in out)
+    def vmap(info: Any, in_dims: Any, plan: _Plan, *xs: Tensor) -> Any:
+        out = _Remat.apply(plan.batched(in_dims[1:], info.randomness), *xs)
+        end = len(out) - plan.kept
+        return out, tuple(0 if i < end else None for i in range(len(out)))
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         wanted = [c for c, floating in zip(cotangents, ctx.floating, strict=True) if floating]
-        xs = barrier_op(list(ctx.saved_tensors), wanted)
+        xs, saved = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        xs = barrier_op(list(xs), wanted)
         at = [i for i, x in enumerate(xs) if is_differentiable(x)]
-        pull = _pull_back(ctx.flat, at, len(xs))
-        grads = _Remat.apply(pull, *xs, *wanted) if torch.is_grad_enabled() else pull(*xs, *wanted)
-        full: list[Tensor | None] = [None] * len(xs)
+        plan = _Plan(pull_back(ctx.plan.flat, at, len(xs)), ctx.plan.tape, replayed=len(saved))
+        inputs = (*xs, *wanted, *saved)
+        grads = _Remat.apply(plan, *inputs) if torch.is_grad_enabled() else plan.run(inputs)
+        full: list[Tensor | None] = [None] * len(ctx.needs_input_grad[1:])
         for i, g in zip(at, grads, strict=True):
             full[i] = g
         return (None, *full)
@@ -100,65 +143,11 @@ class _Remat(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
         unpack = torch._VF._unpack_dual  # this level's tangent off
-        xs = [unpack(x, level=0)[0] if is_differentiable(x) else x for x in ctx.saved_tensors]
-        moving = tangents[1:]  # flat has none
+        xs = [unpack(x, level=0)[0] if is_differentiable(x) else x for x in ctx.saved_tensors[: ctx.count]]
+        moving = tangents[1 : 1 + ctx.count]  # the plan has none
         at = [i for i, t in enumerate(moving) if t is not None and is_differentiable(xs[i])]
+        push = push_forward(ctx.plan.flat, at, len(xs))
         with _set_fwd_grad_enabled(True):  # torch leaves it off here, which would cut forward over forward mode
-            moved = iter(_Remat.apply(_push_forward(ctx.flat, at, len(xs)), *xs, *[moving[i] for i in at]))
+            plan = _Plan(lambda *both: push(*both)[1], Tape())
+            moved = iter(_Remat.apply(plan, *xs, *[moving[i] for i in at]))
         return tuple(next(moved) if floating else None for floating in ctx.floating)
-
-
-def _at(flat: _Flat, at: Sequence[int], xs: Sequence[Tensor]) -> _Flat:
-    """``flat`` as a function of the inputs ``at`` alone."""
-
-    def partial(*varied: Tensor) -> tuple[Tensor, ...]:
-        full = list(xs)
-        for i, x in zip(at, varied, strict=True):
-            full[i] = x
-        return tuple(flat(*full))
-
-    return partial
-
-
-def _pull_back(flat: _Flat, at: Sequence[int], count: int) -> _Flat:
-    """(*xs, *cotangents) -> the cotangents of the inputs ``at``."""
-
-    def pull(*both: Tensor) -> tuple[Tensor, ...]:
-        xs, cotangents = both[:count], both[count:]
-        varied = _at(flat, at, xs)
-
-        def floating(*inputs: Tensor) -> tuple[Tensor, ...]:
-            return tuple(x for x in varied(*inputs) if is_differentiable(x))
-
-        inputs = [xs[i] for i in at]
-        nested = torch._C._are_functorch_transforms_active()
-        if nested or (torch.is_grad_enabled() and any(x.requires_grad for x in both)):
-            with torch.enable_grad():  # a custom rule below may run with it off
-                return torch.func.vjp(floating, *inputs)[1](tuple(cotangents))
-        return _pull_back_once(floating, inputs, cotangents)
-
-    return pull
-
-
-def _pull_back_once(floating: _Flat, inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """At top level: without a graph of the backward pass."""
-    with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in inputs]
-        pairs = [(y, c) for y, c in zip(floating(*leaves), cotangents, strict=True) if y.requires_grad]
-    if not pairs:
-        return tuple(torch.zeros_like(x) for x in leaves)
-    return torch.autograd.grad(
-        [y for y, _ in pairs], leaves, [c for _, c in pairs], materialize_grads=True, allow_unused=True
-    )
-
-
-def _push_forward(flat: _Flat, at: Sequence[int], count: int) -> _Flat:
-    """(*xs, *tangents of the inputs ``at``) -> the tangents of the floating outputs."""
-
-    def push(*both: Tensor) -> tuple[Tensor, ...]:
-        xs, tangents = both[:count], both[count:]
-        primals = tuple(_dense(xs[i]) for i in at)
-        pushed: Any = torch.func.jvp(_at(flat, at, xs), primals, tuple(_dense(t) for t in tangents))
-        return tuple(t for y, t in zip(*pushed, strict=True) if is_differentiable(y))
-
-    return push

@@ -28,6 +28,7 @@ QUICK = {
     "diffusion.loss_at edm",
     "exact.Gaussian",
     "metrics.mmd",
+    "scan of remat",
     "grad of a loss",
 }
 

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
@@ -9,12 +10,15 @@ from typing import Any
 
 from torch import Tensor
 
-from functorch_gen import tree
+from functorch_gen import config, tree
 from functorch_gen.check import check_choice
 from functorch_gen.transforms.context import ambient, is_traced, requires_gradient
+from functorch_gen.transforms.tracing import artifacts
 from functorch_gen.transforms.tracing.backends import BACKENDS
+from functorch_gen.transforms.tracing.cost import Cost
 from functorch_gen.transforms.tracing.donation import is_released
-from functorch_gen.transforms.tracing.program import BUILDING, Program
+from functorch_gen.transforms.tracing.program import TRACING, Program
+from functorch_gen.transforms.tracing.signature import Recognised, explain_retrace
 
 __all__ = ["Jitted", "Lowered", "jit"]
 
@@ -40,7 +44,8 @@ def jit(
         static_argnames: the same by name.
         donate_argnums: arguments, by position, whose memory the outputs may take; they may be given by keyword. Their
             leaves are left empty, so that later use of the old values fails.
-        backend: ``"inductor"`` generates code (seconds to minutes), ``"aten"`` runs the traced operations as they are.
+        backend: ``"inductor"`` generates code (seconds), ``"aten"`` runs the traced operations as they are,
+            ``"tiered"`` does this at once and changes over when code has been generated in the background.
     Raises:
         TypeError: if a leaf is neither tensor, number nor static, or a static value is not hashable; names its path.
         ValueError: if an argument number is out of range, both static and donated, or a static name is no argument's;
@@ -71,17 +76,28 @@ def _as_tuple(name: str, value: Any, kind: type) -> tuple[Any, ...]:
     return values
 
 
+class _Form:
+    """Which arguments of a call are static and which donated: the same for all calls alike in number and names."""
+
+    def __init__(self, owner: "Jitted", count: int, names: tuple[str, ...]):
+        self.static, self.donated = owner.positions(count)
+        self.static_names = sorted(owner.static_names & set(names))
+        self.positions = [i for i in range(count) if i not in self.static]
+        self.names = [name for name in names if name not in owner.static_names]
+        self.plain = not self.static and not names  # positional arguments only
+
+
 class _Call:
     """A call taken apart: what is static, and the leaves of the rest."""
 
-    def __init__(self, owner: "Jitted", args: tuple[Any, ...], kwargs: dict[str, Any]):
-        nums, self.donated = owner.positions(len(args))
-        self.static = tuple((i, args[i]) for i in nums)
-        self.static_names = tuple((k, kwargs[k]) for k in sorted(owner.static_names & kwargs.keys()))
-        self.positions = [i for i in range(len(args)) if i not in nums]
-        self.order = list(kwargs)
-        dynamic_names = [k for k in kwargs if k not in owner.static_names]
-        self.arguments = ([args[i] for i in self.positions], {k: kwargs[k] for k in dynamic_names})
+    def __init__(self, form: _Form, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        self.form, self.order = form, tuple(kwargs)
+        self.static = tuple([(i, args[i]) for i in form.static])
+        self.static_names = tuple([(k, kwargs[k]) for k in form.static_names])
+        if form.plain:
+            self.arguments: tuple[list[Any], dict[str, Any]] = (list(args), {})
+        else:
+            self.arguments = ([args[i] for i in form.positions], {k: kwargs[k] for k in form.names})
         self.leaves, self.treedef = tree.flatten(self.arguments)
 
     def key(self) -> Any:
@@ -100,7 +116,7 @@ class _Call:
     def donated_leaves(self, names: frozenset[str]) -> list[int]:
         """Indices among the dynamic leaves of those that belong to donated arguments; ``names``: by keyword."""
         positional, by_name = self.arguments
-        gone = [(i in self.donated, x) for i, x in zip(self.positions, positional, strict=True)]
+        gone = [(i in self.form.donated, x) for i, x in zip(self.form.positions, positional, strict=True)]
         gone += [(name in names, by_name[name]) for name in sorted(by_name)]
         at, indices = 0, []
         for donated, argument in gone:
@@ -132,7 +148,10 @@ class Jitted:
         self.static_names = frozenset((*names, *self._names_of(nums)))
         self._donated_names = frozenset(self._names_of(donated))
         self._nums = (*nums, *[self._parameters.index(name) for name in names if name in self._parameters])
+        self._name = getattr(fun, "__qualname__", type(fun).__name__)
         self._programs: dict[Any, Program] = {}
+        self._forms: dict[tuple[int, tuple[str, ...]], _Form] = {}
+        self._latest: Recognised | None = None
 
     def _names_of(self, numbers: tuple[int, ...]) -> list[str]:
         """The names of arguments by position, so that they are known when given by keyword."""
@@ -161,13 +180,23 @@ class Jitted:
         """Runs the program of this signature; the first call makes it."""
         if is_traced():
             return self._fun(*args, **kwargs)
-        call = _Call(self, args, kwargs)
+        call = self._taken_apart(args, kwargs)
+        latest = self._latest
+        if latest is not None and latest.serves(call):
+            return latest.program(call.leaves, laid_out=True)
         if requires_gradient(call.leaves):
             return self._fun(*args, **kwargs)
         program = self._program(call)
         if program.requires_gradient():
             return self._fun(*args, **kwargs)
+        self._latest = Recognised.of(call.leaves, call.treedef, program) if call.form.plain else None
         return program(call.dynamic())
+
+    def _taken_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+        shape = len(args), tuple(kwargs)
+        if shape not in self._forms:
+            self._forms[shape] = _Form(self, *shape)
+        return _Call(self._forms[shape], args, kwargs)
 
     def _program(self, call: _Call) -> Program:
         key = call.key()
@@ -177,10 +206,35 @@ class Jitted:
             self._check_hashable(call)
             raise
         if program is None:
-            with BUILDING:  # another thread may be at it
+            with TRACING:  # another thread may be at it
                 program = self._programs.get(key) or self._build(call)
                 self._programs[key] = program
         return program
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the compiled programs to a file, for :meth:`load` in another process.
+
+        Programs that are not compiled yet are compiled. The file holds machine code for processors like this one.
+
+        Raises:
+            ValueError: if nothing was traced yet, or a program closes over tensors or calls back.
+        """
+        if not self._programs:
+            raise ValueError(f"jit: expected {self._name} to be traced before it is saved; call it, or lower() it")
+        programs = {key: program.saved() for key, program in self._programs.items()}
+        artifacts.write(path, self._fun, programs)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Takes over the programs that :meth:`save` wrote: their signatures are neither traced nor compiled again.
+
+        The file holds code that runs here: load only what you trust.
+
+        Raises:
+            ValueError: if the file is damaged, or made from other code of the function, by another torch or for other
+                processors; says what differs.
+        """
+        for key, (plan, executable) in artifacts.read(path, self._fun).items():
+            self._programs[key] = Program.restore(plan, executable, self._backend, self._name)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         """As a method, ``self`` is the first argument."""
@@ -188,7 +242,7 @@ class Jitted:
 
     def lower(self, *args: Any, **kwargs: Any) -> "Lowered":
         """Traces without compiling or running: ``jit(f).lower(*args).text()``, ``.compile()``."""
-        return Lowered(self, _Call(self, args, kwargs))
+        return Lowered(self, self._taken_apart(args, kwargs))
 
     def _check_hashable(self, call: _Call) -> None:
         for name, value in (*call.static, *call.static_names):
@@ -200,20 +254,23 @@ class Jitted:
                 ) from error
         self._leaf_names(call)
 
+    def _all_names(self, call: _Call) -> list[str]:
+        """All leaves by argument and path."""
+        names = []
+        for path in tree.paths(call.arguments):
+            kind, first, *rest = path.split(".")
+            position = call.form.positions[int(first)] if kind == "0" else -1
+            argument = self._parameters[position] if 0 <= position < len(self._parameters) else first
+            names.append(f"argument {argument!r}" + (f" at {'.'.join(rest)!r}" if rest else ""))
+        return names
+
     def _leaf_names(self, call: _Call) -> list[str]:
         """The dynamic leaves by argument and path; refuses those that cannot be traced."""
         names = []
-        for path, leaf in zip(tree.paths(call.arguments), call.leaves, strict=True):
-            kind, first, *rest = path.split(".")
-            position = call.positions[int(first)] if kind == "0" else -1
-            argument = self._parameters[position] if 0 <= position < len(self._parameters) else first
-            name = f"argument {argument!r}" + (f" at {'.'.join(rest)!r}" if rest else "")
-            if isinstance(leaf, Tensor):
-                if is_released(leaf):
-                    raise ValueError(
-                        f"jit: expected a tensor in {name}, got one whose memory was donated to another call"
-                    )
-            elif not isinstance(leaf, _NUMBERS) and not _is_description(leaf):
+        for name, leaf in zip(self._all_names(call), call.leaves, strict=True):
+            if isinstance(leaf, Tensor) and is_released(leaf):
+                raise ValueError(f"jit: expected a tensor in {name}, got one whose memory was donated to another call")
+            if not isinstance(leaf, _TRACED) and not _is_description(leaf):
                 raise TypeError(
                     f"jit: expected tensors, numbers or frozen dataclasses in {name}, got {type(leaf).__name__}; "
                     "mark the argument static with static_argnums, or convert it (torch.from_numpy)"
@@ -224,8 +281,10 @@ class Jitted:
 
     def _build(self, call: _Call) -> Program:
         names = self._leaf_names(call)
+        if self._programs and config.current().explain_retraces:
+            explain_retrace(self._name, call.key(), list(self._programs), self._all_names(call))
         leaves, treedef = call.leaves, call.treedef
-        statics, static_names, positions = dict(call.static), dict(call.static_names), call.positions
+        statics, static_names, positions = dict(call.static), dict(call.static_names), call.form.positions
         order = call.order
 
         def flat(*dynamic: Any) -> Any:
@@ -237,7 +296,7 @@ class Jitted:
             return self._fun(*[by_position[i] for i in range(len(by_position))], **{k: by_name[k] for k in order})
 
         donated = call.donated_leaves(self._donated_names)
-        return Program(flat, call.dynamic(), names=names, donated=donated, backend=self._backend)
+        return Program.trace(flat, call.dynamic(), names=names, donated=donated, backend=self._backend, name=self._name)
 
 
 def _is_description(x: Any) -> bool:
@@ -277,10 +336,14 @@ class Lowered:
         self._owner, self._program = owner, owner._program(call)
 
     def text(self) -> str:
-        """The traced graph, one operation on a line."""
+        """The traced graph, one operation a line, with the function and the line of source that it comes from."""
         return self._program.text
 
-    def compile(self) -> Callable[..., Any]:
+    def cost(self) -> Cost:
+        """What a call takes: operations, bytes moved, peak memory, by user function; ``str()`` gives a table."""
+        return self._program.cost()
+
+    def compile(self) -> "Jitted":
         """Compiles for this signature; returns the jitted function."""
-        self._program.compile()
+        self._program.compile(wait=True)
         return self._owner

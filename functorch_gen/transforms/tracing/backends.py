@@ -6,41 +6,60 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
-import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from functorch_gen.transforms.tracing.decompose import decompose
+from functorch_gen.transforms.tracing.executor import Executable, assemble
+from functorch_gen.transforms.tracing.graph import value
 from functorch_gen.transforms.tracing.lowerings import register_lowerings
 
-__all__ = ["BACKENDS", "compile_graph", "compute_scalars_once"]
+__all__ = ["BACKENDS", "compile_graph", "run_as_is"]
 
-BACKENDS = ("inductor", "aten")
+BACKENDS = ("inductor", "aten", "tiered")
 
-_OPTIONS: dict[str, Any] = {
-    "mix_order_reduction": False,  # wrong gradients in chains of modulated norms (pytorch#193061)
-}
+_Run = Callable[..., Sequence[Tensor]]
 
 
-def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor], backend: str) -> Callable[..., Sequence[Tensor]]:
-    """The graph as a function of its inputs (fake here): ``"inductor"`` generates code, ``"aten"`` does not."""
-    on_cpu = all(x.device.type == "cpu" for x in inputs)
-    if backend == "inductor" and on_cpu and not _has_compiler():
+def run_as_is(graph: fx.GraphModule) -> _Run:
+    """The graph as a function of its inputs, without generated code."""
+    return graph.forward
+
+
+def compile_graph(graph: fx.GraphModule, backend: str) -> tuple[_Run, Executable | None]:
+    """The graph as a function of its inputs, and in a form that can be saved if there is one."""
+    inputs = [value(n) for n in graph.graph.nodes if n.op == "placeholder"]
+    on_cpu = all(x.device.type == "cpu" for x in _tensors(graph))
+    if backend != "aten" and on_cpu and not _has_compiler():
         warnings.warn(
             "jit: no C++ compiler was found (g++, clang++ or $CXX), so programs run with backend='aten'", stacklevel=2
         )
         backend = "aten"
     if backend == "aten":
-        return graph.forward
-    compute_scalars_once(graph)
+        return run_as_is(graph), None
+    if on_cpu:
+        executable = assemble(decompose(graph, _mode(graph)))
+        return executable.load(), executable
     register_lowerings()
     from torch._inductor import config, standalone_compile
 
-    options = {key: value for key, value in _OPTIONS.items() if hasattr(config, key)}
-    if on_cpu and torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "NO AVX"):
-        options["cpp.vec_isa_ok"] = True  # torch has found the ISA already: its 9 s of compiler probes are skipped
-    with config.patch(options), _quiet():
-        return standalone_compile(graph, list(inputs), dynamic_shapes="from_example_inputs")
+    options = {"triton.mix_order_reduction": False}  # wrong gradients in chains of modulated norms (pytorch#193061)
+    with config.patch(options if hasattr(config.triton, "mix_order_reduction") else {}), _quiet():
+        return standalone_compile(graph, inputs, dynamic_shapes="from_example_inputs"), None
+
+
+def _mode(graph: fx.GraphModule) -> FakeTensorMode:
+    """The mode in which the graph was traced."""
+    modes = (x.fake_mode for x in _tensors(graph) if isinstance(x, FakeTensor))
+    return next(modes, None) or FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def _tensors(graph: fx.GraphModule) -> Iterator[Tensor]:
+    for node in graph.graph.nodes:
+        for x in value(node) if isinstance(value(node), list | tuple) else [value(node)]:
+            if isinstance(x, Tensor):
+                yield x
 
 
 @contextmanager
@@ -56,31 +75,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         log.removeFilter(other)
-
-
-def compute_scalars_once(module: fx.GraphModule) -> None:
-    """Makes Inductor store each computed 0-d tensor that larger ones read.
-
-    It would fuse the scalar's arithmetic (a schedule's cosine, a clip factor) into every vector loop that reads it; the
-    input of ``as_strided`` is computed to memory first.
-    """
-    graph = module.graph
-    for node in list(graph.nodes):
-        if node.op != "call_function" or _ndim(node) != 0 or not node.all_input_nodes:
-            continue
-        readers = [user for user in node.users if _ndim(user) > 0]
-        if readers:
-            with graph.inserting_after(node):
-                stored = graph.call_function(torch.ops.aten.as_strided.default, (node, [], [], 0))
-            stored.meta["val"] = node.meta["val"]
-            for user in readers:
-                user.replace_input_with(node, stored)
-    module.recompile()
-
-
-def _ndim(node: fx.Node) -> int:
-    value = node.meta.get("val")
-    return value.ndim if isinstance(value, Tensor) else -1
 
 
 def _has_compiler() -> bool:

@@ -1,5 +1,8 @@
 """Donation: outputs are written over inputs that the caller gives up."""
 
+import bisect
+import functools
+import math
 import operator
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -9,8 +12,9 @@ import torch
 from torch import Tensor, fx
 
 from functorch_gen.transforms.barrier import barrier_op
+from functorch_gen.transforms.tracing.graph import layout, output_node
 
-__all__ = ["Donation", "donate", "extent_of", "is_released", "release", "separate_outputs", "shared_memory"]
+__all__ = ["Distinct", "Donation", "donate", "extent_of", "is_released", "poison", "release", "separate_outputs"]
 
 _COPIES = {
     torch.ops.aten.clone.default,
@@ -29,10 +33,6 @@ class Donation:
     unused: list[int]
 
 
-def _output(graph: fx.Graph) -> fx.Node:
-    return next(n for n in reversed(graph.nodes) if n.op == "output")
-
-
 def _returned(output: fx.Node) -> list[fx.Node]:
     nodes: Any = output.args[0]
     return list(nodes)
@@ -40,7 +40,7 @@ def _returned(output: fx.Node) -> list[fx.Node]:
 
 def _meta(node: fx.Node) -> tuple[Any, ...]:
     x = node.meta["val"]
-    return tuple(x.shape), x.dtype, x.device, x.stride()
+    return tuple(x.shape), x.dtype, x.device, layout(x)
 
 
 def _storage(node: fx.Node) -> int:
@@ -57,7 +57,7 @@ def _opaque_copy(graph: fx.Graph, node: fx.Node) -> fx.Node:
 def separate_outputs(module: fx.GraphModule) -> None:
     """Copies outputs that would share memory with an input or with another output."""
     graph = module.graph
-    output = _output(graph)
+    output = output_node(graph)
     taken = {_storage(n) for n in graph.nodes if n.op == "placeholder"}
     results: list[Any] = []
     with graph.inserting_before(output):
@@ -79,7 +79,7 @@ def donate(module: fx.GraphModule, donated: Sequence[int]) -> Donation:
     so that no write comes before a read.
     """
     graph = module.graph
-    output = _output(graph)
+    output = output_node(graph)
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
     outputs = _returned(output)
     sources = _match(outputs, inputs, donated)
@@ -136,20 +136,40 @@ def _reads_input(node: fx.Node, held: set[int]) -> bool:
     return node.op == "placeholder"
 
 
-def shared_memory(inputs: Sequence[Tensor], extents: Sequence[int], donated: Collection[int]) -> tuple[int, int] | None:
-    """Two inputs, at least one of them donated, whose memory overlaps; None if there are none."""
-    spans = sorted((x.data_ptr(), extent, i) for i, (x, extent) in enumerate(zip(inputs, extents, strict=True)))
-    end, owner = 0, -1  # how far the memory seen so far reaches, and whose it is
-    donated_end, donated_owner = 0, -1
-    for start, extent, i in spans:
-        end_of_rest, other = (end, owner) if i in donated else (donated_end, donated_owner)
-        if extent and start < end_of_rest:
-            return min(i, other), max(i, other)
-        if start + extent > end:
-            end, owner = start + extent, i
-        if i in donated and start + extent > donated_end:
-            donated_end, donated_owner = start + extent, i
-    return None
+class Distinct:
+    """Checks that donated buffers overlap neither each other nor another input.
+
+    The buffers of a training state stay where they are from step to step, so their order is remembered.
+    """
+
+    def __init__(self, extents: Sequence[int], donated: Collection[int]):
+        self._extents = extents
+        self._donated = [i for i in sorted(donated) if extents[i]]
+        self._others = [i for i in range(len(extents)) if extents[i] and i not in donated]
+        self._seen: tuple[list[int], list[int], list[int]] = [], [], []  # addresses, the same sorted, and owners
+
+    def shared(self, inputs: Sequence[Tensor]) -> tuple[int, int] | None:
+        """Two inputs, at least one of them donated, whose memory overlaps; None if there are none."""
+        addresses = [inputs[i].data_ptr() for i in self._donated]
+        known, starts, owners = self._seen
+        if addresses != known:
+            starts, owners = self._sort(addresses)
+            for before, after, i, j in zip(starts, starts[1:], owners, owners[1:], strict=False):
+                if before + self._extents[i] > after:
+                    return min(i, j), max(i, j)
+            self._seen = addresses, starts, owners
+        for j in self._others:
+            begin = inputs[j].data_ptr()
+            at = (
+                bisect.bisect_left(starts, begin + self._extents[j]) - 1
+            )  # the last donated one that starts before its end
+            if at >= 0 and starts[at] + self._extents[owners[at]] > begin:
+                return min(owners[at], j), max(owners[at], j)
+        return None
+
+    def _sort(self, addresses: Sequence[int]) -> tuple[list[int], list[int]]:
+        pairs = sorted(zip(addresses, self._donated, strict=True))
+        return [start for start, _ in pairs], [i for _, i in pairs]
 
 
 def extent_of(x: Tensor) -> int:
@@ -162,11 +182,26 @@ def extent_of(x: Tensor) -> int:
 def release(x: Tensor) -> Tensor:
     """Moves the memory of ``x`` to a new tensor; ``x`` is left empty, so that using it fails. Call it under no_grad."""
     moved = x.detach()
-    x.set_()  # type: ignore[call-overload]  # torch's stub has no form without arguments: an empty tensor
-    vars(x).update(_released=True)
+    x.data = _nothing(x.dtype, x.device)
     return moved
+
+
+@functools.cache
+def _nothing(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What released tensors show."""
+    return torch.empty(0, dtype=dtype, device=device)
+
+
+def poison(x: Tensor) -> None:
+    """Fills given-up memory, so that a view of it that is still in use shows."""
+    if x.dtype == torch.bool:
+        x.fill_(True)
+    else:
+        x.fill_(math.nan if x.is_floating_point() or x.is_complex() else torch.iinfo(x.dtype).max)
 
 
 def is_released(x: Tensor) -> bool:
     """Whether :func:`release` has emptied ``x``."""
-    return getattr(x, "_released", False)
+    if x.shape != (0,) or (x.requires_grad and not x.is_leaf):
+        return False
+    return x.untyped_storage()._cdata == _nothing(x.dtype, x.device).untyped_storage()._cdata

@@ -2,14 +2,12 @@
 
 import linecache
 import traceback
-from pathlib import Path
 
-import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-__all__ = ["TracingError", "explain"]
+from functorch_gen.transforms.tracing.sites import is_users
 
-_PACKAGES = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]))
+__all__ = ["TracingError", "explain"]
 
 
 class TracingError(RuntimeError):
@@ -42,7 +40,7 @@ def explain(error: Exception) -> TracingError | None:
 def _users_line(error: BaseException) -> str:
     """Where the innermost frame outside torch and this package stands."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith(_PACKAGES) and not frame.filename.startswith("<"):
+        if is_users(frame.filename):
             line = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
             return f', at {frame.filename}:{frame.lineno} in {frame.name}: "{line}"'
     return ""

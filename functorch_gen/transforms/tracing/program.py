@@ -3,119 +3,225 @@
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from functorch_gen import config
+from functorch_gen.transforms.arguments import Outputs
 from functorch_gen.transforms.context import requires_gradient
-from functorch_gen.transforms.tracing.backends import compile_graph
+from functorch_gen.transforms.effects import has_effects
+from functorch_gen.transforms.tracing.backends import compile_graph, run_as_is
+from functorch_gen.transforms.tracing.cost import Cost, estimate
 from functorch_gen.transforms.tracing.donation import (
+    Distinct,
     Donation,
     donate,
     extent_of,
+    poison,
     release,
     separate_outputs,
-    shared_memory,
 )
+from functorch_gen.transforms.tracing.executor import Executable
 from functorch_gen.transforms.tracing.numbers import number_dtype
+from functorch_gen.transforms.tracing.progress import shown
+from functorch_gen.transforms.tracing.stepwise import runner
+from functorch_gen.transforms.tracing.text import readable
 from functorch_gen.transforms.tracing.trace import Trace, trace
 from functorch_gen.typing import Tree
 
-__all__ = ["BUILDING", "Program"]
+__all__ = ["TRACING", "Plan", "Program"]
 
-BUILDING = threading.RLock()
-"""Held while something is traced or compiled: both patch state that all threads share."""
+TRACING = threading.RLock()
+"""Held while something is traced: tracing patches state that all threads share."""
+
+_COMPILING = threading.RLock()
+
+_Run = Callable[..., Sequence[Tensor]]
+
+
+@dataclass
+class Plan:
+    """How leaves become the inputs of a program, and its outputs the result. It can be pickled."""
+
+    names: list[str]  # of the leaves, for messages
+    donated: frozenset[int]  # leaves whose memory the outputs may take
+    strides: list[tuple[int, ...]]  # of the leaves
+    extents: list[int]  # bytes, of the leaves and the tensors closed over
+    closed_over: list[tuple[torch.Size, tuple[int, ...]]]  # shapes and strides
+    donation: Donation
+    outputs: Outputs
 
 
 class Program:
-    """``fun``, traced for leaves like ``leaves``; compiled at its first call.
+    """A plan and what runs it, which is compiled at the first call."""
 
-    Args:
-        fun: function of the flat leaves.
-        leaves: tensors and Python numbers.
-        names: what to call each leaf in a message.
-        donated: indices of the leaves whose memory the outputs may take.
-    """
+    def __init__(self, plan: Plan, backend: str, name: str, traced: Trace | None = None, text: str = ""):
+        self.plan, self._backend, self.name, self.text = plan, backend, name, text
+        self._trace = traced
+        self._constants = traced.constants if traced else []
+        self._run: _Run | None = None
+        self._distinct = Distinct(plan.extents, plan.donated)
+        self.executable: Executable | None = None
 
-    def __init__(
-        self,
+    @classmethod
+    def trace(
+        cls,
         fun: Callable[..., Tree],
         leaves: Sequence[Any],
         *,
         names: Sequence[str],
         donated: Sequence[int],
         backend: str,
-    ):
-        self._names, self._donated, self._backend = names, frozenset(donated), backend
-        self._run: Callable[..., Sequence[Tensor]] | None = None
-        with BUILDING:
-            self.trace: Trace = trace(fun, leaves)
-        self.text = self.trace.graph.print_readable(print_output=False)
-        if donated:
-            self._donation = donate(self.trace.graph, donated)
-        else:
-            separate_outputs(self.trace.graph)
-            self._donation = Donation([None] * self.trace.outputs.others.count(None), [])
-        self._strides = [x.stride() for x in self.trace.inputs]
-        self._extents = [extent_of(x) for x in (*self.trace.inputs, *self.trace.constants)]
-        self._closed_over = [(x.shape, x.stride()) for x in self.trace.constants]
-        if self._donation.unused:
-            listed = ", ".join(names[i] for i in self._donation.unused)
-            warnings.warn(f"jit: no output has the shape, dtype and strides of the donated {listed}", stacklevel=5)
+        name: str,
+    ) -> "Program":
+        """The program of ``fun``, a function of flat leaves, for leaves like these.
 
-    def compile(self) -> Callable[..., Sequence[Tensor]]:
-        """Compiles the graph, once."""
-        with BUILDING, torch._C._DisableAutocast():  # the casts are in the graph already
-            if self._run is None:
-                graph = self.trace.graph
-                fakes = [n.meta["val"] for n in graph.graph.nodes if n.op == "placeholder"]
-                self._run = compile_graph(graph, fakes, self._backend)
-            return self._run
+        Args:
+            leaves: tensors and Python numbers.
+            names: what to call each leaf in a message.
+            donated: indices of the leaves whose memory the outputs may take.
+        """
+        with TRACING, shown(f"tracing {name}"):
+            traced = trace(fun, leaves)
+        text = readable(traced, [_path(n) for n in names])
+        if donated:
+            donation = donate(traced.graph, donated)
+        else:
+            separate_outputs(traced.graph)
+            donation = Donation([None] * traced.outputs.others.count(None), [])
+        if donation.unused:
+            listed = ", ".join(names[i] for i in donation.unused)
+            warnings.warn(f"jit: no output has the shape, dtype and strides of the donated {listed}", stacklevel=6)
+        plan = Plan(
+            names=list(names),
+            donated=frozenset(donated),
+            strides=[x.stride() for x in traced.inputs],
+            extents=[extent_of(x) for x in (*traced.inputs, *traced.constants)],
+            closed_over=[(x.shape, x.stride()) for x in traced.constants],
+            donation=donation,
+            outputs=traced.outputs,
+        )
+        return cls(plan, backend, name, traced, text)
+
+    @classmethod
+    def restore(cls, plan: Plan, executable: Executable, backend: str, name: str) -> "Program":
+        """A program that another process compiled."""
+        program = cls(plan, backend, name)
+        program.executable, program._run = executable, executable.load()
+        return program
+
+    def saved(self) -> tuple[Plan, Executable]:
+        """What :meth:`restore` takes.
+
+        Raises:
+            ValueError: if the program holds what another process has not: tensors closed over, callbacks, or no
+                generated code.
+        """
+        self.compile(wait=True)
+        if self._constants:
+            shapes = ", ".join(str(tuple(x.shape)) for x in self._constants)
+            raise ValueError(
+                f"jit: expected {self.name} to close over no tensors, so that it can be saved, got shapes {shapes}; "
+                "pass them as arguments"
+            )
+        if self._trace is not None and has_effects(self._trace.graph.graph):
+            raise ValueError(
+                f"jit: expected {self.name} to call nothing back, so that it can be saved, got debug.print"
+            )
+        if self.executable is None:
+            raise ValueError(f"jit: expected {self.name} to be compiled with backend='inductor' on a CPU to be saved")
+        return self.plan, self.executable
+
+    def cost(self) -> Cost:
+        """Estimated operations, bytes and peak memory of a call."""
+        if self._trace is None:
+            raise ValueError(
+                f"jit: expected {self.name} to be traced in this process, got a program loaded from a file"
+            )
+        return estimate(self._trace.graph, fused=self._backend != "aten")
+
+    def compile(self, wait: bool = False) -> _Run:
+        """Compiles the graph, once; with backend="tiered" in the background, unless ``wait``."""
+        if self._run is None or (wait and self._backend == "tiered" and self.executable is None):
+            with _COMPILING:
+                if self._backend == "tiered" and not wait:
+                    if self._run is None and self._trace is not None:
+                        self._run = run_as_is(self._trace.graph)
+                        threading.Thread(target=self._improve, daemon=True, name=f"compiling {self.name}").start()
+                elif self._run is None or self.executable is None:
+                    self._compile()
+        assert self._run is not None
+        return self._run
+
+    def _compile(self) -> None:
+        if self._trace is None:
+            return
+        with shown(f"compiling {self.name}"), torch.no_grad(), torch._C._DisableAutocast():  # casts are in the graph
+            run, self.executable = compile_graph(self._trace.graph, self._backend)
+        self._run = run
+
+    def _improve(self) -> None:
+        """Compiles while the graph runs as it is."""
+        try:
+            with _COMPILING:
+                self._compile()
+        except Exception as error:
+            warnings.warn(f"jit: {self.name} goes on without generated code: {error}", stacklevel=1)
 
     def requires_gradient(self) -> bool:
         """Whether a derivative is taken with respect to a tensor that the function closes over."""
-        return requires_gradient(self.trace.constants)
+        return bool(self._constants) and requires_gradient(self._constants)
 
-    def __call__(self, leaves: Sequence[Any]) -> Tree:
-        """Runs the program; the donated leaves are left empty."""
+    def __call__(self, leaves: Sequence[Any], *, laid_out: bool = False) -> Tree:
+        """Runs the program; the donated leaves are left empty.
+
+        Args:
+            laid_out: whether it is known that all leaves are tensors in the layout of the trace.
+        """
         run = self._run or self.compile()
-        inputs = [
-            x if isinstance(x, Tensor) and x.stride() == strides else _enter(x, strides)
-            for x, strides in zip(leaves, self._strides, strict=True)
-        ]
-        inputs += self.trace.constants
+        if self._trace is not None:
+            run = runner(self._trace.graph, self.plan.names) or run
+        inputs = leaves if laid_out else [*map(_enter, leaves, self.plan.strides)]
+        if self._constants:
+            inputs = [*inputs, *self._constants]
         self._check(inputs)
         with torch.no_grad(), torch._C._DisableAutocast():
             results = run(*inputs)
-            if self._donated:
+            if self.plan.donated:
                 results = self._hand_over(leaves, inputs, iter(results))
-        return self.trace.outputs.get(results)
+        return self.plan.outputs.get(results)
 
     def _check(self, inputs: Sequence[Tensor]) -> None:
         """Raises ``ValueError`` before anything is written, or memory read that is not there."""
-        for i, (x, traced) in enumerate(zip(self.trace.constants, self._closed_over, strict=True)):
+        for i, (x, traced) in enumerate(zip(self._constants, self.plan.closed_over, strict=True)):
             if (x.shape, x.stride()) != traced:
                 raise ValueError(
                     f"jit: expected the closed-over tensor {i} to keep its shape {tuple(traced[0])} and strides, "
                     f"got {tuple(x.shape)}; was it donated or resized?"
                 )
-        shared = shared_memory(inputs, self._extents, self._donated) if self._donated else None
+        shared = self._distinct.shared(inputs) if self.plan.donated else None
         if shared:
-            names = [*self._names, *[f"the closed-over tensor {i}" for i in range(len(self.trace.constants))]]
+            names = [*self.plan.names, *[f"the closed-over tensor {i}" for i in range(len(self._constants))]]
             listed = " and ".join(names[i] for i in shared)
             raise ValueError(f"jit: expected donated buffers to be distinct, got one for {listed}")
 
     def _hand_over(self, leaves: Sequence[Any], inputs: Sequence[Tensor], returned: Iterator[Tensor]) -> list[Tensor]:
         results: list[Tensor] = []
-        for source in self._donation.sources:
+        for source in self.plan.donation.sources:
             if source is None:
                 results.append(next(returned))
                 continue
             moved = release(leaves[source])
             results.append(moved if inputs[source] is leaves[source] else inputs[source])
-        for i in self._donation.unused:
-            release(leaves[i])
+        unused = [release(leaves[i]) for i in self.plan.donation.unused]
+        if config.current().poison_donated:
+            taken = [x for x, source in zip(results, self.plan.donation.sources, strict=True) if source is not None]
+            results = [x.clone() for x in results]
+            for x in (*taken, *unused):
+                poison(x)
         return results
 
 
@@ -123,4 +229,11 @@ def _enter(x: Any, strides: tuple[int, ...]) -> Tensor:
     """A number as a tensor, a tensor in the layout of the trace."""
     if not isinstance(x, Tensor):
         return torch.full((), x, dtype=number_dtype(x), device="cpu")
+    if x.stride() == strides:
+        return x
     return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
+
+
+def _path(name: str) -> str:
+    """``argument 'params' at 'w.bias'`` as ``params.w.bias``."""
+    return name.removeprefix("argument ").replace(" at ", ".").replace("'", "")

@@ -1,5 +1,6 @@
 """One call of a function as one ATen graph."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from functorch_gen import tree
 from functorch_gen.transforms.arguments import Outputs
 from functorch_gen.transforms.context import outside_inference
+from functorch_gen.transforms.effects import thread_effects
+from functorch_gen.transforms.graph_passes import prune, repair
 from functorch_gen.transforms.tracing.errors import TracingError, explain
 from functorch_gen.transforms.tracing.numbers import TracedNumber, number_dtype
+from functorch_gen.transforms.tracing.sites import Recorder
 from functorch_gen.typing import Tree
 
 __all__ = ["Trace", "strides_of", "trace"]
@@ -22,7 +26,11 @@ __all__ = ["Trace", "strides_of", "trace"]
 
 @dataclass
 class Trace:
-    """A traced call: ``graph(*inputs, *constants)`` returns the tensors of the result."""
+    """A traced call: ``graph(*inputs, *constants)`` returns the tensors of the result.
+
+    After them it returns one more if the function has side effects (``debug.print``). Each node's ``meta["site"]``
+    says where it comes from.
+    """
 
     graph: fx.GraphModule
     inputs: list[Tensor]  # fake, one for each leaf
@@ -58,8 +66,9 @@ def trace(fun: Callable[..., Tree], leaves: Sequence[Any]) -> Trace:
             raise
         raise told from error
     constants = _lift_constants(graph, mode)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
+    thread_effects(graph.graph)
+    repair(graph)
+    prune(graph)
     return Trace(graph, inputs, constants, outputs)
 
 
@@ -75,10 +84,11 @@ def strides_of(x: Tensor) -> tuple[int, ...]:
 
 
 class _Watch(TorchDispatchMode):
-    """Refuses what a pure function does not do."""
+    """Refuses what a pure function does not do, and notes where each operation comes from."""
 
     def __init__(self, inputs: Sequence[Tensor]):
         super().__init__()
+        self._recorder = Recorder()
         self._inputs = {x.untyped_storage()._cdata for x in inputs}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -92,7 +102,9 @@ class _Watch(TorchDispatchMode):
             for argument in func._schema.arguments:
                 if argument.alias_info is not None and argument.alias_info.is_write:
                     self._check_write(func, given.get(argument.name))
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        self._recorder.record(sys._getframe(1))
+        return result
 
     def _check_write(self, func: Any, value: Any) -> None:
         for x in value if isinstance(value, list | tuple) else [value]:

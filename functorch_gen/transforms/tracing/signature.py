@@ -1,0 +1,85 @@
+"""What a program was traced for: recognised quickly, and compared when it is not."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from functorch_gen.transforms.context import ambient
+from functorch_gen.transforms.tracing.program import Program
+from functorch_gen.tree import TreeDef
+
+__all__ = ["Recognised", "explain_retrace"]
+
+_log = logging.getLogger("functorch_gen")
+
+_Guards: Any = getattr(getattr(torch._C._dynamo, "guards", None), "TensorGuards", None)
+"""Dynamo's check of the types, shapes, strides, dtypes and devices of many tensors at once, in C++."""
+
+
+@dataclass
+class Recognised:
+    """The program of the last call, and the quick test whether another call is like it."""
+
+    treedef: TreeDef
+    guards: Any
+    ambient: Any
+    program: Program
+
+    @classmethod
+    def of(cls, leaves: Sequence[Any], treedef: TreeDef, program: Program) -> "Recognised | None":
+        """None if the leaves are not all plain tensors, in the layout of the trace."""
+        if _Guards is None or not leaves or any(type(x) is not Tensor or x.requires_grad for x in leaves):
+            return None
+        if [x.stride() for x in leaves] != program.plan.strides:
+            return None
+        sizes, strides = [list(x.shape) for x in leaves], [list(x.stride()) for x in leaves]
+        guards = _Guards(*leaves, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
+        return cls(treedef, guards, ambient(), program)
+
+    def serves(self, call: Any) -> bool:
+        """Whether the call can go to the program as it is."""
+        return (
+            call.form.plain
+            and self.treedef == call.treedef
+            and self.guards.check(*call.leaves)
+            and self.ambient == ambient()
+            and forward_ad._current_level < 0
+            and not self.program.requires_gradient()
+        )
+
+
+def explain_retrace(name: str, key: Any, known: Sequence[Any], leaf_names: Sequence[str]) -> None:
+    """Logs how this signature differs from the known one that is most like it."""
+    differences = min((_differences(key, other, leaf_names) for other in known), key=len)
+    _log.warning("jit: %s is traced again: %s", name, "; ".join(differences))
+
+
+def _differences(key: Any, other: Any, leaf_names: Sequence[str]) -> list[str]:
+    treedef, static, static_names, _, around, leaves = key
+    old_treedef, old_static, old_static_names, _, old_around, old_leaves = other
+    if treedef != old_treedef:
+        return [f"the structure of the arguments is {treedef}, was {old_treedef}"]
+    changes = [
+        f"{name} is {_told(new)}, was {_told(old)}"
+        for name, new, old in zip(leaf_names, leaves, old_leaves, strict=True)
+        if new != old
+    ]
+    pairs = [*zip(static, old_static, strict=False), *zip(static_names, old_static_names, strict=False)]
+    changes += [f"static argument {k!r} is {new!r}, was {old!r}" for (k, new), (_, old) in pairs if new != old]
+    if around != old_around:
+        changes.append(f"default dtype, device or autocast is {around}, was {old_around}")
+    return changes or ["the types of static arguments differ"]
+
+
+def _told(leaf: Any) -> str:
+    if isinstance(leaf, type):
+        return leaf.__name__
+    if len(leaf) == 1:
+        return repr(leaf[0])
+    shape, dtype, device = leaf
+    return f"{str(dtype).removeprefix('torch.')}{list(shape)} on {device}"
