@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from functorch_gen.transforms.tracing.decompositions import DECOMPOSITIONS
 from functorch_gen.transforms.tracing.graph import simplify, value
 
 __all__ = ["decompose"]
@@ -24,7 +25,7 @@ def decompose(module: fx.GraphModule, mode: FakeTensorMode) -> fx.GraphModule:
 
     if any(_is_in_place(n) for n in module.graph.nodes):
         module = _functional(module, mode)
-    module = _Decomposition(module, mode, select_decomp_table()).run()
+    module = _Decomposition(module, mode, {**select_decomp_table(), **DECOMPOSITIONS}).run()
     simplify(module)
     return module
 

@@ -12,8 +12,9 @@ from functorch_gen.transforms.barrier import barrier_op
 from functorch_gen.transforms.tracing.elementwise import Batch, batches
 from functorch_gen.transforms.tracing.graph import base, layout, output_node, value
 from functorch_gen.transforms.tracing.kernels import Library, Region, compile_region, load, load_region
+from functorch_gen.transforms.tracing.matmul import LINEAR, as_linear
 from functorch_gen.transforms.tracing.partition import Partition, Unit
-from functorch_gen.transforms.tracing.region import region_graph, region_inputs
+from functorch_gen.transforms.tracing.region import RegionGraph, region_graph
 
 __all__ = ["Executable", "assemble"]
 
@@ -94,14 +95,16 @@ def _copied(x: Tensor, strides: tuple[int, ...]) -> Tensor:
 
 def _resolve(x: Any) -> Any:
     """An operation by its name."""
-    if isinstance(x, _Operation):
+    if isinstance(x, Operation):
         op = getattr(getattr(getattr(torch.ops, x.namespace), x.packet), x.overload)
         return _FAST.get(op, op)
     return x
 
 
 @dataclass(frozen=True)
-class _Operation:
+class Operation:
+    """An operation by its name."""
+
     namespace: str
     packet: str
     overload: str
@@ -129,7 +132,8 @@ class _Assembler:
             if unit in batch_of:
                 writer.batch(batch_of[unit], self.library.add_batch(batch_of[unit].source))
             elif unit.fused:
-                writer.region(unit, self._region(unit))
+                made = region_graph(unit)
+                writer.region(unit, made.inputs, self._region(made))
             elif unit.nodes[0].target is barrier_op:
                 writer.barrier(unit.nodes, cut)
             elif unit.nodes[0].target is torch.ops.higher_order.scan:
@@ -139,12 +143,11 @@ class _Assembler:
                 writer.operation(unit.nodes)
         return Code(writer.finish(), writer.constants, writer.regions, writer.loops)
 
-    def _region(self, unit: Unit) -> Region:
-        key, module = region_graph(unit)
-        if key not in self.regions:
-            inputs = [value(n) for n in module.graph.nodes if n.op == "placeholder"]
-            self.regions[key] = compile_region(module, inputs, self.library)
-        return self.regions[key]
+    def _region(self, made: RegionGraph) -> Region:
+        if made.key not in self.regions:
+            inputs = [value(n) for n in made.inputs]
+            self.regions[made.key] = compile_region(made.module, inputs, self.library)
+        return self.regions[made.key]
 
 
 def _merged(batch: Batch) -> Unit:
@@ -178,6 +181,9 @@ class _Writer:
     def operation(self, nodes: list[fx.Node]) -> None:
         """An operation that runs as it is, with the items of its result."""
         node, *items = nodes
+        if product := as_linear(node):
+            self._product(node, *product)
+            return
         reads: list[str] = []
         arguments = [self._argument(x, reads) for x in node.args]
         arguments += [f"{k}={self._argument(x, reads)}" for k, x in node.kwargs.items()]
@@ -187,6 +193,16 @@ class _Writer:
             if isinstance(value(x), Tensor) and node.target not in _FAST:
                 read, made = f"{name}[{x.args[1]}]" if items else name, self._new(x) if items else name
                 self._emit(f"{made} = laid_out({read}, {self._strides(x)})", [name], [made])
+
+    def _product(self, node: fx.Node, x: fx.Node, m: fx.Node, bias: fx.Node | None) -> None:
+        (k, n), (s, t) = value(m).shape, value(m).stride()
+        reads = [self._read(x), self._read(m)] + ([self._read(bias)] if bias else [])
+        transposed, name = self._fresh(), self._new(node)
+        self._emit(f"{transposed} = view({reads[1]}, {(n, k)}, {(t, s)}, 0)", [reads[1]], [transposed])
+        arguments = f"{reads[0]}, {transposed}, {reads[2] if bias else None}, 'none', [], ''"
+        self._emit(
+            f"{name} = {self._constant(Operation(*LINEAR))}({arguments})", [reads[0], transposed, *reads[2:]], [name]
+        )
 
     def barrier(self, nodes: list[fx.Node], cut: Partition) -> None:
         """Tensors go through as they are, where that is safe: nothing in this program moves or is shared across units."""
@@ -224,12 +240,12 @@ class _Writer:
             names.append(own)
         return names
 
-    def region(self, unit: Unit, region: Region) -> None:
+    def region(self, unit: Unit, inputs: list[fx.Node], region: Region) -> None:
         """A call of Inductor's code."""
         if id(region) not in self._region_of:
             self._region_of[id(region)] = f"region{len(self.regions)}"
             self.regions[self._region_of[id(region)]] = region
-        reads = [self._read(n) for n in region_inputs(unit)]
+        reads = [self._read(n) for n in inputs]
         self._take_over(unit)
         made = [self._new(n) for n in unit.outputs if n not in unit.writes]
         results = f"{', '.join(made)}, = " if made else ""
@@ -320,7 +336,7 @@ class _Writer:
     def _operation(self, target: Any) -> str:
         packet, overload = target._schema.name.replace("::", "."), target._overloadname
         namespace, name = packet.split(".", 1)
-        return self._constant(_Operation(namespace, name, overload))
+        return self._constant(Operation(namespace, name, overload))
 
     @staticmethod
     def _strides(node: fx.Node) -> str:

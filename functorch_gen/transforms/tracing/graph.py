@@ -23,6 +23,9 @@ _FUSIBLE = {
 }
 """Packets that Inductor fuses on a CPU, beside those tagged pointwise; all others run as they are."""
 
+_MANY = 8
+"""More tensors than this are joined by torch itself, not by as many generated loops."""
+
 _CREATORS = {_aten.full, _aten.scalar_tensor, _aten.arange, torch.ops.prims.iota}
 
 
@@ -87,6 +90,8 @@ def is_fusible(node: fx.Node) -> bool:
     if node.target is threefry_op:
         return True
     known = torch.Tag.pointwise in node.target.tags or node.target.overloadpacket in _FUSIBLE
+    if node.target is _aten.cat.default and len(node.all_input_nodes) > _MANY:
+        return False
     return known and not node.target._schema.is_mutable and all(_is_plain(n) for n in (node, *node.all_input_nodes))
 
 

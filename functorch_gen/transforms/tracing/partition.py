@@ -32,6 +32,9 @@ __all__ = ["Partition", "Unit"]
 _REPEATED = 16
 """At most so many cheap operations are done again in another region instead of storing their result."""
 
+_SMALL = 8
+"""A value that is so many times smaller than what is computed from it is stored."""
+
 _LARGE = 1024
 """Regions that read the same tensor of at least so many elements at one level are one."""
 
@@ -135,20 +138,25 @@ class Partition:
                 self.stored.add(node)
         for node in [n for n in self.stored if n.op == "call_function" and n not in self.unit_of]:
             self.unit_of[node] = Unit(0, [node], fused=False)  # a constant that an unfused operation reads
-        for unit in self.units:
-            for node in unit.nodes if unit.fused else ():
-                for u in _sources(node):
-                    if self.unit_of.get(u) is not unit and u not in self.stored and not self._is_cheap(u):
-                        self.stored.add(u)
+        crossing = {
+            u
+            for unit in self.units
+            for node in (unit.nodes if unit.fused else ())
+            for u in _sources(node)
+            if self.unit_of.get(u) is not unit
+        }
+        for u in sorted(crossing - self.stored, key=self.position.__getitem__):
+            if not self._is_cheap(u):
+                self.stored.add(u)
 
     def _is_cheap(self, u: fx.Node) -> bool:
-        """Whether reading ``u`` may be replaced by computing it from values that are stored."""
+        """Whether reading ``u`` may be replaced by computing it from values that are stored, or small."""
         if not is_pointwise(u):
             return False
         repeated, bases, stack = {u}, set(), _sources(u)
         while stack:
             n = stack.pop()
-            if n in self.stored or not is_pointwise(n):
+            if n in self.stored or not is_pointwise(n) or (n.all_input_nodes and _SMALL * size(n) <= size(u)):
                 bases.add(n)
             elif n not in repeated:
                 repeated.add(n)

@@ -1,38 +1,52 @@
 """A region as a graph of its own, and what makes two of them the same program."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from functorch_gen.transforms.tracing.graph import value
+from functorch_gen.transforms.tracing.graph import base, is_view, size, value
 from functorch_gen.transforms.tracing.partition import Unit
 
-__all__ = ["region_graph", "region_inputs"]
+__all__ = ["RegionGraph", "region_graph"]
 
 
-def region_inputs(unit: Unit) -> list[fx.Node]:
-    """What the region's function takes: what it reads, and the donated inputs it only writes."""
-    return list(dict.fromkeys([*unit.inputs, *unit.writes.values()]))
+@dataclass
+class RegionGraph:
+    """A region as a graph, what its placeholders stand for, and a key that is equal for regions with equal code."""
+
+    module: fx.GraphModule
+    inputs: list[fx.Node]
+    key: Any
 
 
-def region_graph(unit: Unit) -> tuple[Any, fx.GraphModule]:
-    """The graph, and a key that is equal for regions with equal code."""
+def region_graph(unit: Unit) -> RegionGraph:
+    """The graph of a unit. Donated inputs that it writes over are among its inputs."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    for n in region_inputs(unit):
-        copies[n] = graph.placeholder(f"x{len(copies)}")
+    inputs: list[fx.Node] = []
+    outside = {*unit.inputs, *unit.writes.values()}
+
+    def take_in(n: fx.Node) -> None:
+        with graph.inserting_after(copies[inputs[-1]]) if inputs else graph.inserting_before():
+            copies[n] = graph.placeholder(f"x{len(inputs)}")
         copies[n].meta["val"] = value(n)
+        inputs.append(n)
 
-    def copy(n: fx.Node) -> fx.Node:
-        if n not in copies:
-            for source in n.all_input_nodes:
-                copy(source)
-            copies[n] = graph.node_copy(n, copies.__getitem__)
-            copies[n].meta = {"val": value(n)}
-        return copies[n]
+    def copy(n: fx.Node) -> None:
+        if n in copies:
+            return
+        part = is_view(n) and base(n) in outside and 0 < size(n) < size(base(n))
+        if n in outside or part:  # a part of a larger tensor comes as it is: its place there is no part of the code
+            take_in(n)
+            return
+        for source in n.all_input_nodes:
+            copy(source)
+        copies[n] = graph.node_copy(n, copies.__getitem__)
+        copies[n].meta = {"val": value(n)}
 
-    for n in unit.nodes:
+    for n in (*unit.nodes, *unit.writes.values()):
         copy(n)
     results = [copies[n] for n in unit.outputs if n not in unit.writes]
     for n, target in unit.writes.items():
@@ -40,7 +54,7 @@ def region_graph(unit: Unit) -> tuple[Any, fx.GraphModule]:
     output = graph.output(tuple(results))
     output.meta["user_visible_output_idxs"] = list(range(len(results)))  # their strides are kept
     graph.eliminate_dead_code()
-    return _key(graph), fx.GraphModule(torch.nn.Module(), graph)
+    return RegionGraph(fx.GraphModule(torch.nn.Module(), graph), inputs, _key(graph))
 
 
 def _key(graph: fx.Graph) -> Any:
