@@ -15,7 +15,7 @@ from functorch_gen.transforms.tracing.executor import Executable, assemble
 from functorch_gen.transforms.tracing.graph import value
 from functorch_gen.transforms.tracing.lowerings import register_lowerings
 
-__all__ = ["BACKENDS", "compile_graph", "run_as_is"]
+__all__ = ["BACKENDS", "compile_graph", "decomposed", "on_cpu", "run_as_is"]
 
 BACKENDS = ("inductor", "aten", "tiered")
 
@@ -29,24 +29,33 @@ def run_as_is(graph: fx.GraphModule) -> _Run:
 
 def compile_graph(graph: fx.GraphModule, backend: str) -> tuple[_Run, Executable | None]:
     """The graph as a function of its inputs, and in a form that can be saved if there is one."""
-    inputs = [value(n) for n in graph.graph.nodes if n.op == "placeholder"]
-    on_cpu = all(x.device.type == "cpu" for x in _tensors(graph))
-    if backend != "aten" and on_cpu and not _has_compiler():
+    if backend != "aten" and on_cpu(graph) and not _has_compiler():
         warnings.warn(
             "jit: no C++ compiler was found (g++, clang++ or $CXX), so programs run with backend='aten'", stacklevel=2
         )
         backend = "aten"
     if backend == "aten":
         return run_as_is(graph), None
-    if on_cpu:
-        executable = assemble(decompose(graph, _mode(graph)))
+    if on_cpu(graph):
+        executable = assemble(decomposed(graph))
         return executable.load(), executable
     register_lowerings()
     from torch._inductor import config, standalone_compile
 
     options = {"triton.mix_order_reduction": False}  # wrong gradients in chains of modulated norms (pytorch#193061)
+    inputs = [value(n) for n in graph.graph.nodes if n.op == "placeholder"]
     with config.patch(options if hasattr(config.triton, "mix_order_reduction") else {}), _quiet():
         return standalone_compile(graph, inputs, dynamic_shapes="from_example_inputs"), None
+
+
+def on_cpu(graph: fx.GraphModule) -> bool:
+    """Whether all tensors of the graph are on the CPU."""
+    return all(x.device.type == "cpu" for x in _tensors(graph))
+
+
+def decomposed(graph: fx.GraphModule) -> fx.GraphModule:
+    """The graph as it is compiled on a CPU."""
+    return decompose(graph, _mode(graph))
 
 
 def _mode(graph: fx.GraphModule) -> FakeTensorMode:

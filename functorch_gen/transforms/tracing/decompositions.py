@@ -38,7 +38,7 @@ def _stored(x: Tensor) -> Tensor:
 def group_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, pixels: int, groups: int, eps: float
 ) -> Any:
-    """``aten.native_group_norm``: y, mean and 1 / std of each group. The variance is taken about the mean, in two passes."""
+    """``aten.native_group_norm``: y, mean and 1 / std of each group; the variance is taken about the mean."""
     if x.ndim < 3 or not x.numel():
         return NotImplemented
     z, size = _precise(x), c // groups
@@ -53,8 +53,8 @@ def group_norm(
 
 
 def group_norm_backward(
-    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, n: int, c: int, pixels: int, groups: int,
-    output_mask: list[bool],
+    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None,
+    n: int, c: int, pixels: int, groups: int, output_mask: list[bool],
 ) -> Any:  # fmt: skip
     """``aten.native_group_norm_backward``: dx = c1 grad + c2 x + c3 with coefficients from two sums over pixels."""
     if x.ndim < 3 or not x.numel():

@@ -14,7 +14,17 @@ from torch import Tensor, fx
 from functorch_gen.transforms.barrier import barrier_op
 from functorch_gen.transforms.tracing.graph import layout, output_node
 
-__all__ = ["Distinct", "Donation", "donate", "extent_of", "is_released", "poison", "release", "separate_outputs"]
+__all__ = [
+    "Distinct",
+    "Donation",
+    "donate",
+    "extent_of",
+    "is_released",
+    "nothing_like",
+    "poison",
+    "release",
+    "separate_outputs",
+]
 
 _COPIES = {
     torch.ops.aten.clone.default,
@@ -179,16 +189,25 @@ def extent_of(x: Tensor) -> int:
     return x.element_size() * (1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True)))
 
 
-def release(x: Tensor) -> Tensor:
-    """Moves the memory of ``x`` to a new tensor; ``x`` is left empty, so that using it fails. Call it under no_grad."""
-    moved = x.detach()
-    x.data = _nothing(x.dtype, x.device)
+def release(given: Sequence[Tensor], nothing: Sequence[Tensor]) -> list[Tensor]:
+    """Moves the memory of tensors to new ones; these are left empty, so that using them fails. Call it under no_grad.
+
+    Args:
+        nothing: :func:`nothing_like` each of them.
+    """
+    moved = [x.detach() for x in given]
+    for x, empty in zip(given, nothing, strict=True):
+        x.data = empty
     return moved
+
+
+def nothing_like(x: Tensor) -> Tensor:
+    """What ``x`` shows when it is released."""
+    return _nothing(x.dtype, x.device)
 
 
 @functools.cache
 def _nothing(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What released tensors show."""
     return torch.empty(0, dtype=dtype, device=device)
 
 

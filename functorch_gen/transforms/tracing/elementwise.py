@@ -139,7 +139,7 @@ class _Program:
 
     def __init__(self, unit: Unit):
         self.unit = unit
-        self.shape = next((value(n).shape for n in unit.nodes if _has_axes(n)), torch.Size([]))
+        self.shape: Any = next((value(n).shape for n in unit.nodes if _has_axes(n)), torch.Size([]))
         self.layout = next((layout(value(n)) for n in [*unit.outputs, *unit.nodes] if _has_axes(n)), ())
         self.size = math.prod(self.shape)
         self.reads: list[fx.Node] = []  # nodes (views too) whose memory is read

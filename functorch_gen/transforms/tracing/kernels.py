@@ -88,12 +88,12 @@ class Library:
             return list(pool.map(_compile, files))
 
 
-def load(objects: Sequence[bytes]) -> dict[str, Callable[..., None]]:
+def load(objects: Sequence[bytes]) -> dict[str, Callable[..., Any]]:
     """The functions in shared objects, by name."""
     os.environ["_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"] = str(
         torch._C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr  # type: ignore[attr-defined]
     )
-    functions: dict[str, Callable[..., None]] = {}
+    functions: dict[str, Callable[..., Any]] = {}
     for data in objects:
         with tempfile.TemporaryDirectory(prefix="functorch_gen_") as folder:
             path = Path(folder) / f"{_MODULE}.so"
@@ -113,6 +113,7 @@ _MODULE = "functorch_gen_kernels"
 def compile_region(graph: fx.GraphModule, inputs: Sequence[Tensor], library: Library) -> Region:
     """Generates code for a graph of fusible operations; its kernels go into the library."""
     register_lowerings()
+    from torch._guards import TracingContext, tracing
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.virtualized import V
@@ -124,7 +125,7 @@ def compile_region(graph: fx.GraphModule, inputs: Sequence[Tensor], library: Lib
     mode = inputs[0].fake_mode if inputs else None  # type: ignore[attr-defined]
     with (
         config.patch(options),
-        torch._guards.tracing(torch._guards.TracingContext(mode)),
+        tracing(TracingContext(mode)),
         V.set_fake_mode(mode),
         _capture(lambda argtypes, source: kernels.append(library.add(Kernel(source, tuple(argtypes))))),
     ):
@@ -147,7 +148,7 @@ def _capture(binding: Callable[[Sequence[str], str], Any]) -> Iterator[None]:
 
     original = AsyncCompile.cpp_pybinding
 
-    def cpp_pybinding(self: Any, argtypes: Sequence[str], source_code: str) -> Any:
+    def cpp_pybinding(self: Any, argtypes: list[str], source_code: str) -> Any:
         if not getattr(_capturing, "on", False):
             return original(self, argtypes, source_code)
         return binding(argtypes, source_code)
@@ -161,7 +162,7 @@ def _capture(binding: Callable[[Sequence[str], str], Any]) -> Iterator[None]:
         AsyncCompile.cpp_pybinding = original  # type: ignore[method-assign]
 
 
-def load_region(region: Region, functions: dict[str, Callable[..., None]]) -> Callable[[list[Tensor]], Any]:
+def load_region(region: Region, functions: dict[str, Callable[..., Any]]) -> Callable[[list[Tensor]], Any]:
     """The region as a function of a list of tensors, which it empties."""
     numbers = iter(region.kernels)
     namespace: dict[str, Any] = {"__name__": "functorch_gen_region", "_kernels": functions}

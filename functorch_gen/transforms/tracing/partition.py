@@ -173,7 +173,7 @@ class Partition:
         return [u for u in dict.fromkeys(self.unit_of.values()) if u.nodes]
 
     def _connect(self) -> None:
-        """Finds what each unit computes, what it reads, and which of its values others read: from the end to the start."""
+        """Finds, from the end to the start, what each unit computes and reads, and which of its values others read."""
         needed = dict.fromkeys(self.results)
         for unit in sorted(self.units, key=lambda u: -u.level):
             if unit.fused:

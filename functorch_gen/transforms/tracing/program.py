@@ -3,7 +3,7 @@
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,18 +13,19 @@ from functorch_gen import config
 from functorch_gen.transforms.arguments import Outputs
 from functorch_gen.transforms.context import requires_gradient
 from functorch_gen.transforms.effects import has_effects
-from functorch_gen.transforms.tracing.backends import compile_graph, run_as_is
+from functorch_gen.transforms.tracing.backends import compile_graph, decomposed, on_cpu, run_as_is
 from functorch_gen.transforms.tracing.cost import Cost, estimate
 from functorch_gen.transforms.tracing.donation import (
     Distinct,
     Donation,
     donate,
     extent_of,
+    nothing_like,
     poison,
     release,
     separate_outputs,
 )
-from functorch_gen.transforms.tracing.executor import Executable
+from functorch_gen.transforms.tracing.executor import Executable, planned_peak
 from functorch_gen.transforms.tracing.numbers import number_dtype
 from functorch_gen.transforms.tracing.progress import shown
 from functorch_gen.transforms.tracing.stepwise import runner
@@ -65,6 +66,7 @@ class Program:
         self._run: _Run | None = None
         self._distinct = Distinct(plan.extents, plan.donated)
         self.executable: Executable | None = None
+        self._nothing: list[list[Tensor]] | None = None
 
     @classmethod
     def trace(
@@ -141,7 +143,13 @@ class Program:
             raise ValueError(
                 f"jit: expected {self.name} to be traced in this process, got a program loaded from a file"
             )
-        return estimate(self._trace.graph, fused=self._backend != "aten")
+        graph = self._trace.graph
+        cost = estimate(graph, fused=self._backend != "aten")
+        if self._backend == "aten" or not on_cpu(graph):
+            return cost
+        peak = self.executable.code.peak if self.executable else planned_peak(decomposed(graph))
+        inputs = [*self._trace.inputs, *self._constants]
+        return replace(cost, peak=peak + sum(x.nbytes for x in inputs))
 
     def compile(self, wait: bool = False) -> _Run:
         """Compiles the graph, once; with backend="tiered" in the background, unless ``wait``."""
@@ -209,20 +217,20 @@ class Program:
             raise ValueError(f"jit: expected donated buffers to be distinct, got one for {listed}")
 
     def _hand_over(self, leaves: Sequence[Any], inputs: Sequence[Tensor], returned: Iterator[Tensor]) -> list[Tensor]:
-        results: list[Tensor] = []
-        for source in self.plan.donation.sources:
-            if source is None:
-                results.append(next(returned))
-                continue
-            moved = release(leaves[source])
-            results.append(moved if inputs[source] is leaves[source] else inputs[source])
-        unused = [release(leaves[i]) for i in self.plan.donation.unused]
+        sources, unused = self.plan.donation.sources, self.plan.donation.unused
+        taken = [i for i in sources if i is not None]
+        if self._nothing is None:
+            self._nothing = [[nothing_like(leaves[i]) for i in part] for part in (taken, unused)]
+        moved = release([leaves[i] for i in taken], self._nothing[0])
+        if inputs is not leaves:  # a leaf in another layout was copied on its way in
+            moved = [x if inputs[i] is leaves[i] else inputs[i] for x, i in zip(moved, taken, strict=True)]
+        rest = release([leaves[i] for i in unused], self._nothing[1])
         if config.current().poison_donated:
-            taken = [x for x, source in zip(results, self.plan.donation.sources, strict=True) if source is not None]
-            results = [x.clone() for x in results]
-            for x in (*taken, *unused):
+            old, moved = moved, [x.clone() for x in moved]
+            for x in (*old, *rest):
                 poison(x)
-        return results
+        ready = iter(moved)
+        return [next(returned) if i is None else next(ready) for i in sources]
 
 
 def _enter(x: Any, strides: tuple[int, ...]) -> Tensor:

@@ -17,7 +17,8 @@ __all__ = ["Recognised", "explain_retrace"]
 
 _log = logging.getLogger("functorch_gen")
 
-_Guards: Any = getattr(getattr(torch._C._dynamo, "guards", None), "TensorGuards", None)
+_dynamo: Any = getattr(torch._C, "_dynamo", None)
+_Guards: Any = getattr(getattr(_dynamo, "guards", None), "TensorGuards", None)
 """Dynamo's check of the types, shapes, strides, dtypes and devices of many tensors at once, in C++."""
 
 
