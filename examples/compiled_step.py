@@ -1,10 +1,9 @@
-"""One training step, compiled once: what it costs, and a second process that starts it from a file.
+"""A training step compiled once: what it costs, and how a second process takes it from a file.
 
 python examples/compiled_step.py    # traces, compiles and trains a small GPT on the text of this file; saves the step
 python examples/compiled_step.py    # again: takes the step from the file, without tracing or a C++ compiler
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,24 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import functorch_gen as fg
-from functorch_gen.nn import MLP, Bound, Embedding, LayerNorm, Linear, MultiHeadAttention, init_parts
+from functorch_gen.nn import MLP, Bound, Embedding, LayerNorm, Linear, MultiHeadAttention, Sequential, init_parts
 
 
 @dataclass(frozen=True)
 class Config:
     """Every field is a flag of the command line."""
 
-    file: str = "runs/compiled_step/step.bin"  # where the compiled step lies
+    file: str = "runs/compiled_step/step.bin"  # where the compiled step lies; delete it when the model changes
     steps: int = 200  # training steps
     width: int = 64  # of the embeddings
     depth: int = 4  # blocks: alike, so they are compiled once
-    length: int = 64  # characters an example
+    length: int = 64  # bytes an example
     batch_size: int = 16  # examples a step
     backend: str = "inductor"  # or aten: no generated code, and nothing to save
-
-    def __post_init__(self) -> None:
-        names = ("steps", "width", "depth", "length", "batch_size")
-        fg.check.check_positive("Config", **{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -43,6 +38,7 @@ class Block:
 
     @property
     def parts(self) -> dict[str, Any]:
+        """The layers by name."""
         return {
             "norm1": LayerNorm(self.width),
             "attention": MultiHeadAttention(self.width, num_heads=4),
@@ -51,47 +47,43 @@ class Block:
         }
 
     def init(self, key: Tensor) -> Any:
+        """Parameters of each layer under its name."""
         return init_parts(self.parts, key)
 
     def __call__(self, params: Any, x: Tensor, *, key: Tensor | None = None) -> Tensor:
+        """The formula above."""
         f = Bound(self.parts, params, key=key)
         x = x + f.attention(f.norm1(x), is_causal=True)
         return x + f.mlp(f.norm2(x))
 
 
-def make_net(config: Config) -> fg.nn.Sequential:
+def make_net(config: Config) -> Sequential:
     """Logits of the next byte: (b, n) integers -> (b, n, 256)."""
     blocks = [Block(config.width) for _ in range(config.depth)]
-    return fg.nn.Sequential(Embedding(256, config.width), *blocks, LayerNorm(config.width), Linear(config.width, 256))
+    return Sequential(Embedding(256, config.width), *blocks, LayerNorm(config.width), Linear(config.width, 256))
 
 
-def make_loss(net: fg.nn.Sequential) -> Callable[..., Tensor]:
-    """loss_fn(params, key, batch) -> (): cross-entropy of each byte given those before it."""
+def main(config: Config) -> dict[str, Any]:
+    """Trains with the step of the file, or compiles and saves it; returns losses and the seconds of the first step."""
+    net, average = make_net(config), fg.ema.constant(0.99)
+    tx = fg.optim.chain(fg.optim.clip_by_global_norm(1.0), fg.optim.adamw(3e-3))
 
     def loss_fn(params: Any, key: Tensor, batch: Tensor) -> Tensor:
         return F.cross_entropy(net(params, batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
 
-    return loss_fn
-
-
-def main(config: Config) -> dict[str, Any]:
-    """Takes the step from its file or compiles and saves it, and trains; returns losses and the first step's seconds."""
-    net, average = make_net(config), fg.ema.constant(0.99)
-    tx = fg.optim.chain(fg.optim.clip_by_global_norm(1.0), fg.optim.adamw(3e-3))
-    pure_step = fg.step.make_step(make_loss(net), tx, average, flat=True)
+    pure_step = fg.step.make_step(loss_fn, tx, average, flat=True)
     step = fg.jit(pure_step, donate_argnums=0, backend=config.backend)
-
     key_init, key_run, key_data = fg.random.split(fg.random.key(0), 3)
     state = fg.step.init_state(net.init(key_init), tx, key_run, ema=average, flat=True)
-    text = torch.tensor(list(Path(__file__).read_bytes())).unfold(0, config.length + 1, 1)
-    batches = fg.data.batches(key_data, text, config.batch_size)
+    text = torch.tensor(list(Path(__file__).read_bytes())).unfold(0, config.length + 1, 1).contiguous()
 
     file = Path(config.file)
     saved = file.exists()
     if saved:
         step.load(file)  # refused if it was made with another width or depth, or by another torch
     else:
-        print(step.lower(state, next(batches)).cost())
+        print(step.lower(state, text[: config.batch_size]).cost())
+    batches = fg.data.batches(key_data, text, config.batch_size)
     state, history = fg.train.fit(step, state, batches, steps=config.steps, progress=False)
     if not saved and config.backend != "aten":
         fg.train.check_writable(file.parent)

@@ -116,9 +116,9 @@ def make_schedule(config: Config) -> Any:
 
 
 def make_optimizer(config: Config) -> fg.optim.GradientTransformation:
-    """Clipped AdamW on one flat vector."""
+    """AdamW on clipped gradients."""
     adamw = fg.optim.adamw(make_schedule(config), b2=0.99, weight_decay=1e-4)
-    return fg.optim.flatten(fg.optim.chain(fg.optim.clip_by_global_norm(1.0), adamw))
+    return fg.optim.chain(fg.optim.clip_by_global_norm(1.0), adamw)
 
 
 def make_sampler(model: Model, shape: tuple[int, ...], chunk: int = 250) -> Callable[..., Any]:

@@ -21,7 +21,7 @@ class Settings:
             ``FloatingPointError`` with the user's line.
         debug_sink: where ``debug.print`` writes its lines; None: standard output.
         explain_retraces: a jitted function that is traced again says which leaf has changed, and how.
-        poison_donated: donated buffers that no output has taken are filled with NaN.
+        poison_donated: results get memory of their own, and all donated buffers are filled with NaN.
         show_compilation: what is compiled, and for how long, is written to standard error; ``"auto"``: if that is a
             terminal.
 

@@ -44,8 +44,9 @@ def _open(node: Tree) -> tuple[tuple[Any, ...], tuple[Tree, ...]] | None:
         return tuple(keys), tuple([node[key] for key in keys])
     if kind is list or kind is tuple:
         return tuple(range(len(node))), tuple(node)
-    if isinstance(node, tuple) and hasattr(node, "_fields"):
-        return tuple(node._fields), tuple(node)  # of the node: Dynamo of torch 2.11 cannot ask its class
+    fields = getattr(node, "_fields", None)  # of the node: Dynamo of torch 2.11 cannot ask its class
+    if isinstance(node, tuple) and fields is not None:
+        return tuple(fields), tuple(node)
     return None
 
 

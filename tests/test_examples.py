@@ -4,6 +4,7 @@ import json
 from dataclasses import fields
 
 import command_line
+import compiled_step
 import diffusion_digits as demo
 import diffusion_digits_table as table
 import digits
@@ -178,6 +179,27 @@ def test_the_table_replaces_its_rows_and_measures_memory():
     assert 4e6 <= table.peak_bytes(lambda: torch.ones(10**6) + torch.ones(1)) <= 9e6
     rows = table.remat_rows(demo.Config(base_channels=8, batch_size=8, backend="aten"), calls=2)
     assert [r.split(" | ")[0] for r in rows] == ["| no", "| yes"]
+
+
+SMALL = {"steps": 12, "width": 16, "depth": 2, "length": 8, "batch_size": 4}
+
+
+def test_compiled_step_learns_and_shows_its_cost(tmp_path, capsys):
+    file = tmp_path / "step.bin"
+    result = compiled_step.main(compiled_step.Config(file=str(file), backend="aten", **SMALL))
+    assert result["last loss"] < result["first loss"]
+    table = capsys.readouterr().out
+    assert "Block > attention" in table
+    assert "peak memory" in table
+    assert not file.exists()  # there is no generated code to save
+
+
+@pytest.mark.slow  # compiles
+def test_compiled_step_trains_alike_from_its_file(tmp_path, capsys):
+    config = compiled_step.Config(file=str(tmp_path / "run" / "step.bin"), **SMALL)
+    first, again = compiled_step.main(config), compiled_step.main(config)
+    assert capsys.readouterr().out.count("peak memory") == 1  # the second run did not trace
+    assert [first[name] for name in ("first loss", "last loss")] == [again["first loss"], again["last loss"]]
 
 
 @pytest.mark.slow  # trains the whole demo: about two minutes on two cores

@@ -467,7 +467,7 @@ def test_the_value_of_a_number_is_refused_and_static_is_offered(use):
         (
             lambda: fg.jit(len, backend="fast"),
             ValueError,
-            "backend to be one of 'inductor', 'aten', 'tiered', got 'fast'",
+            "backend to be one of 'inductor', 'aten', 'tiered', 'cudagraph', got 'fast'",
         ),
         (lambda: fg.jit(3), TypeError, "expected a function, got int"),
         (lambda: fg.jit(len, static_argnums="a"), TypeError, "static_argnums to hold ints, got 'a'"),

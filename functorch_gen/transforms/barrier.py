@@ -11,6 +11,7 @@ import torch
 from torch import _C, Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
+from torch.autograd.function import _SingleLevelFunction
 
 from functorch_gen import tree
 from functorch_gen.transforms.context import is_differentiable
@@ -39,7 +40,7 @@ def _through(tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
     return tuple(None if t is None else next(passed) for t in tensors)
 
 
-class _Barrier(torch.autograd.Function):
+class _Barrier(_SingleLevelFunction):  # not a Function: functorch would handle all levels at once
     """The derivative rule within one functorch level; the levels below see the operator again."""
 
     @staticmethod
@@ -68,14 +69,13 @@ class _Barrier(torch.autograd.Function):
         )
 
 
-_one_level: Any = super(torch.autograd.Function, _Barrier)
-_apply = _one_level.apply  # within one functorch level: not functorch's own handling of Functions
+_rule: Any = _Barrier  # torch's stubs do not know that it has ``apply``
 
 
 def _autograd(keys: Any, xs: list[Tensor], after: list[Tensor]) -> list[Tensor]:
     modes = (torch.is_grad_enabled(), _C._is_fwd_grad_enabled())
     with enable_single_level_autograd_function():
-        return list(_apply(keys, modes, len(xs), *xs, *after))
+        return list(_rule.apply(keys, modes, len(xs), *xs, *after))
 
 
 _LIBRARY.impl("barrier", _autograd, "Autograd", with_keyset=True)

@@ -70,7 +70,7 @@ class ModuleStep:
             fused=not compiled_update,
         )
         self.loss = torch.compile(program.module_loss, fullgraph=True) if compiled else program.module_loss
-        self.update = torch.compile(self._update) if compiled_update else self._update
+        self.update = torch.compile(self._update, dynamic=False) if compiled_update else self._update
 
     def _update(self) -> None:
         nn.utils.clip_grad_norm_(self.parameters, MAX_NORM, foreach=True)

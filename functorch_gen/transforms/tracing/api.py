@@ -45,11 +45,13 @@ def jit(
         donate_argnums: arguments, by position, whose memory the outputs may take; they may be given by keyword. Their
             leaves are left empty, so that later use of the old values fails.
         backend: ``"inductor"`` generates code (seconds), ``"aten"`` runs the traced operations as they are,
-            ``"tiered"`` does this at once and changes over when code has been generated in the background.
+            ``"tiered"`` does this at once and changes over when code has been generated in the background,
+            ``"cudagraph"`` replays the generated code as one CUDA graph.
     Raises:
         TypeError: if a leaf is neither tensor, number nor static, or a static value is not hashable; names its path.
         ValueError: if an argument number is out of range, both static and donated, or a static name is no argument's;
-            if a donated buffer was given away before, or overlaps another input.
+            if a donated buffer was given away before, or overlaps another input; with ``"cudagraph"`` if the tensors
+            of the program are not on one CUDA device.
         TracingError: if ``fun`` asks for the value of a tensor, draws global random numbers, or writes to
             its arguments.
 
@@ -222,7 +224,8 @@ class Jitted:
         if not self._programs:
             raise ValueError(f"jit: expected {self._name} to be traced before it is saved; call it, or lower() it")
         programs = {key: program.saved() for key, program in self._programs.items()}
-        artifacts.write(path, self._fun, programs)
+        files = {file for program in self._programs.values() for file in program.files()}
+        artifacts.write(path, self._fun, programs, files)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Takes over the programs that :meth:`save` wrote: their signatures are neither traced nor compiled again.
@@ -230,8 +233,8 @@ class Jitted:
         The file holds code that runs here: load only what you trust.
 
         Raises:
-            ValueError: if the file is damaged, or made from other code of the function, by another torch or for other
-                processors; says what differs.
+            ValueError: if the file is damaged, or made from other code (of the function, or of a source file that an
+                operation came from), by another torch or for other processors; says what differs.
         """
         for key, (plan, executable) in artifacts.read(path, self._fun).items():
             self._programs[key] = Program.restore(plan, executable, self._backend, self._name)

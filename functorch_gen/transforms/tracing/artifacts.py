@@ -7,7 +7,7 @@ import pickle
 import platform
 import tempfile
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,16 @@ __all__ = ["read", "write"]
 _MAGIC = b"functorch_gen programs 1\n"
 
 
-def write(path: str | os.PathLike[str], fun: Callable[..., Any], programs: Mapping[Any, Any]) -> None:
-    """Writes programs of ``fun``; a reader sees the old file or the new one, never a part."""
-    body = pickle.dumps((_origin(fun), dict(programs)))
+def write(
+    path: str | os.PathLike[str], fun: Callable[..., Any], programs: Mapping[Any, Any], files: Iterable[str]
+) -> None:
+    """Writes programs of ``fun``; a reader sees the old file or the new one, never a part.
+
+    Args:
+        files: the source files that the programs come from: a reader has the same.
+    """
+    sources = {file: _digest_of(file) for file in sorted(files) if Path(file).is_file()}
+    body = pickle.dumps((_origin(fun), sources, dict(programs)))
     target = Path(path)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
@@ -43,11 +50,24 @@ def read(path: str | os.PathLike[str], fun: Callable[..., Any]) -> dict[Any, Any
     digest, body = data[len(_MAGIC) : len(_MAGIC) + 32], data[len(_MAGIC) + 32 :]
     if not data.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
         raise ValueError(f"jit: expected a file of compiled programs at {os.fspath(path)}, got a damaged or other file")
-    found, programs = pickle.loads(body)
+    found, sources, programs = pickle.loads(body)
+    for file, digest in sources.items():
+        if not Path(file).is_file() or _digest_of(file) != digest:
+            raise ValueError(f"jit: expected {file} as it was when {os.fspath(path)} was made, got a changed file")
     for what, here in _origin(fun).items():
         if found[what] != here:
             raise ValueError(f"jit: expected {os.fspath(path)} to be made with {what} {here}, got {found[what]}")
     return programs
+
+
+def _digest_of(file: str | Path) -> bytes:
+    return hashlib.sha256(Path(file).read_bytes()).digest()
+
+
+def _package() -> str:
+    """A digest of this package's own source."""
+    files = sorted(Path(__file__).parents[2].rglob("*.py"))
+    return hashlib.sha256(b"".join(map(_digest_of, files))).hexdigest()[:16]
 
 
 def _origin(fun: Callable[..., Any]) -> dict[str, str]:
@@ -56,6 +76,7 @@ def _origin(fun: Callable[..., Any]) -> dict[str, str]:
         digest.update(part.encode() + b"\0")
     return {
         "torch": torch.__version__,
+        "functorch_gen": _package(),
         "Python": platform.python_version(),
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": str(torch.get_num_threads()),

@@ -4,12 +4,13 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from functorch_gen.transforms.tracing.cudagraph import CudaRecorder, Replayed, cuda_device, on_device
 from functorch_gen.transforms.tracing.decompose import decompose
 from functorch_gen.transforms.tracing.executor import Executable, assemble
 from functorch_gen.transforms.tracing.graph import value
@@ -17,7 +18,7 @@ from functorch_gen.transforms.tracing.lowerings import register_lowerings
 
 __all__ = ["BACKENDS", "compile_graph", "decomposed", "on_cpu", "run_as_is"]
 
-BACKENDS = ("inductor", "aten", "tiered")
+BACKENDS = ("inductor", "aten", "tiered", "cudagraph")
 
 _Run = Callable[..., Sequence[Tensor]]
 
@@ -27,8 +28,16 @@ def run_as_is(graph: fx.GraphModule) -> _Run:
     return graph.forward
 
 
-def compile_graph(graph: fx.GraphModule, backend: str) -> tuple[_Run, Executable | None]:
-    """The graph as a function of its inputs, and in a form that can be saved if there is one."""
+def compile_graph(graph: fx.GraphModule, backend: str, fixed: Collection[int] = ()) -> tuple[_Run, Executable | None]:
+    """The graph as a function of its inputs, and in a form that can be saved if there is one.
+
+    Args:
+        fixed: inputs whose memory stays where it is from call to call (donated, closed over).
+    """
+    if backend == "cudagraph":
+        device = cuda_device(graph)
+        stays = [i in fixed and x.is_cuda for i, x in enumerate(_inputs(graph))]
+        return Replayed(_standalone(on_device(graph, device)), stays, CudaRecorder(device)), None
     if backend != "aten" and on_cpu(graph) and not _has_compiler():
         warnings.warn(
             "jit: no C++ compiler was found (g++, clang++ or $CXX), so programs run with backend='aten'", stacklevel=2
@@ -39,13 +48,21 @@ def compile_graph(graph: fx.GraphModule, backend: str) -> tuple[_Run, Executable
     if on_cpu(graph):
         executable = assemble(decomposed(graph))
         return executable.load(), executable
+    return _standalone(graph), None
+
+
+def _standalone(graph: fx.GraphModule) -> _Run:
+    """The graph as Inductor compiles it whole."""
     register_lowerings()
     from torch._inductor import config, standalone_compile
 
     options = {"triton.mix_order_reduction": False}  # wrong gradients in chains of modulated norms (pytorch#193061)
-    inputs = [value(n) for n in graph.graph.nodes if n.op == "placeholder"]
     with config.patch(options if hasattr(config.triton, "mix_order_reduction") else {}), _quiet():
-        return standalone_compile(graph, inputs, dynamic_shapes="from_example_inputs"), None
+        return standalone_compile(graph, [*_inputs(graph)], dynamic_shapes="from_example_inputs")
+
+
+def _inputs(graph: fx.GraphModule) -> list[Tensor]:
+    return [value(n) for n in graph.graph.nodes if n.op == "placeholder"]
 
 
 def on_cpu(graph: fx.GraphModule) -> bool:

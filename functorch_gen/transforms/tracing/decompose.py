@@ -1,6 +1,7 @@
 """A graph in fewer kinds of operation: those that Inductor has loops for, and those that run as they are."""
 
 import operator
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,9 +12,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from functorch_gen.transforms.tracing.decompositions import DECOMPOSITIONS
-from functorch_gen.transforms.tracing.graph import simplify, value
+from functorch_gen.transforms.tracing.graph import memory, output_node, simplify, value
 
-__all__ = ["decompose"]
+__all__ = ["TRACING", "decompose"]
+
+TRACING = threading.RLock()
+"""Held while something is traced: tracing patches state that all threads share."""
 
 
 def decompose(module: fx.GraphModule, mode: FakeTensorMode) -> fx.GraphModule:
@@ -27,6 +31,7 @@ def decompose(module: fx.GraphModule, mode: FakeTensorMode) -> fx.GraphModule:
         module = _functional(module, mode)
     module = _Decomposition(module, mode, {**select_decomp_table(), **DECOMPOSITIONS}).run()
     simplify(module)
+    _separate_results(module.graph)
     return module
 
 
@@ -44,8 +49,30 @@ def _is_donation(node: fx.Node) -> bool:
 def _functional(module: fx.GraphModule, mode: FakeTensorMode) -> fx.GraphModule:
     """Writes to intermediate tensors become new tensors; writes to inputs stay at the end."""
     inputs = [value(n) for n in module.graph.nodes if n.op == "placeholder"]
-    with mode, torch.no_grad():
+    with TRACING, mode, torch.no_grad():
         return make_fx(torch.func.functionalize(module), tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
+
+
+def _separate_results(graph: fx.Graph) -> None:
+    """Copies results that are computed once where the program computes two, and inputs that an operation hands on."""
+    output = output_node(graph)
+    donations = [n for n in graph.nodes if n.op == "call_function" and _is_donation(n)]
+    first = next(iter(donations), output)
+    taken: set[fx.Node] = set()
+
+    def separate(node: Any) -> fx.Node:
+        owner = memory(node)
+        if owner.op == "call_function" and owner not in taken:
+            taken.add(owner)
+            return node
+        with graph.inserting_before(first):
+            copy = graph.call_function(torch.ops.aten.clone.default, (node,))
+        copy.meta["val"] = value(node).clone()
+        return copy
+
+    for node in donations:
+        node.update_arg(1, separate(node.args[1]))
+    output.args = (fx.map_arg(output.args[0], separate),)
 
 
 class _DeclinedError(Exception):
@@ -101,7 +128,7 @@ class _Decomposition:
         inputs = [value(flat[i]) for i in at]
         make = make_fx(parts, decomposition_table=dict(self.table), tracing_mode="real", _allow_non_fake_inputs=True)
         try:
-            with self.mode, torch.no_grad():
+            with TRACING, self.mode, torch.no_grad():
                 traced = make(*inputs)
         except _DeclinedError:
             return None

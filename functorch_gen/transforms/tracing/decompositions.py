@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-__all__ = ["DECOMPOSITIONS"]
+__all__ = ["DECOMPOSITIONS", "group_norm", "group_norm_backward", "nll_loss_backward"]
 
 
 def _precise(x: Tensor) -> Tensor:
@@ -89,4 +89,5 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     _aten.native_group_norm.default: group_norm,
     _aten.native_group_norm_backward.default: group_norm_backward,
     _aten.nll_loss_backward.default: nll_loss_backward,
+    _aten._neg_view.default: torch.neg,  # generated loops know no lazy signs
 }

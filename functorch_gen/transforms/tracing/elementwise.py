@@ -149,8 +149,8 @@ class _Program:
         self.names: dict[fx.Node, str] = {}
         self.slots: list[tuple[str, bool]] = []  # C type, one element
         for node in unit.nodes:
-            if packet_of(node) not in _CONSTANTS:
-                self._add(node, packet_of(node))
+            if _packet_of(node) not in _CONSTANTS:
+                self._add(node, _packet_of(node))
         self.scalar_region = not self.shape
         for node in unit.outputs:
             self._store(node)
@@ -184,7 +184,7 @@ class _Program:
         if not isinstance(x, Tensor):
             raise NotImplementedError
         if packet is _aten.sum:
-            if x.ndim or node.kwargs or len(node.args) > 1 or not x.is_floating_point() or not self.shape:
+            if x.ndim or node.kwargs or len(node.args) != 1 or not x.is_floating_point() or not self.shape:
                 raise NotImplementedError
             source = self._operand(node.args[0], x.dtype)
             self.body.append(f"total{len(self.sums)} += {source};")
@@ -233,7 +233,7 @@ class _Program:
         known = value(x)
         if x in self.names:
             return self.names[x] if known.dtype == dtype else f"({kind}){self.names[x]}"
-        if packet_of(x) in _CONSTANTS:
+        if _packet_of(x) in _CONSTANTS:
             return self._constant(x, dtype)
         if is_view(x) and base(x) in self.names:
             raise NotImplementedError
@@ -249,7 +249,10 @@ class _Program:
         return name if known.dtype == dtype else f"({kind}){name}"
 
     def _constant(self, x: fx.Node, dtype: torch.dtype) -> str:
-        return _literal(x.args[1] if packet_of(x) is _aten.full else x.args[0], dtype)
+        number: Any = x.args[1] if _packet_of(x) is _aten.full else x.args[0]
+        if not isinstance(number, bool | int | float):
+            raise NotImplementedError
+        return _literal(torch.tensor(number, dtype=value(x).dtype, device="cpu").item(), dtype)
 
 
 def batches(units: Sequence[Unit]) -> tuple[list[Batch], list[Unit]]:
@@ -275,7 +278,7 @@ def _concurrent(units: list[Unit]) -> Iterator[list[Unit]]:
     yield part
 
 
-def packet_of(node: fx.Node) -> Any:
+def _packet_of(node: fx.Node) -> Any:
     """The operation, whatever its overload."""
     return node.target.overloadpacket if isinstance(node.target, torch._ops.OpOverload) else node.target
 
@@ -285,7 +288,7 @@ def _known(x: Any) -> Any:
 
 
 def _has_axes(node: fx.Node) -> bool:
-    return isinstance(value(node), Tensor) and value(node).ndim > 0 and packet_of(node) not in _CONSTANTS
+    return isinstance(value(node), Tensor) and value(node).ndim > 0 and _packet_of(node) not in _CONSTANTS
 
 
 def _type(dtype: torch.dtype) -> str:

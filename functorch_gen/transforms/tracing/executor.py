@@ -15,7 +15,7 @@ from functorch_gen.transforms.tracing.partition import Partition, Unit
 from functorch_gen.transforms.tracing.region import RegionGraph, region_graph
 from functorch_gen.transforms.tracing.writer import FAST, Operation, Writer
 
-__all__ = ["Executable", "assemble", "planned_peak"]
+__all__ = ["Code", "Executable", "assemble", "planned_peak"]
 
 _Run = Callable[..., Sequence[Tensor]]
 

@@ -8,7 +8,18 @@ from torch import Tensor, fx
 
 from functorch_gen.random.threefry import threefry_op
 
-__all__ = ["base", "is_fusible", "is_pointwise", "is_view", "layout", "output_node", "simplify", "size", "value"]
+__all__ = [
+    "base",
+    "is_fusible",
+    "is_pointwise",
+    "is_view",
+    "layout",
+    "memory",
+    "output_node",
+    "simplify",
+    "size",
+    "value",
+]
 
 _aten: Any = torch.ops.aten
 
@@ -68,6 +79,16 @@ def base(node: fx.Node) -> fx.Node:
     while is_view(node):
         node = node.all_input_nodes[0]
     return node
+
+
+def memory(node: fx.Node) -> fx.Node:
+    """The value in whose memory this lies: :func:`base`, and beyond windows that show it in another dtype."""
+    while True:
+        node = base(node)
+        maker = node.all_input_nodes[0] if node.target is operator.getitem else node
+        if not isinstance(maker.target, torch._ops.OpOverload) or not maker.target.is_view or not maker.all_input_nodes:
+            return node
+        node = maker.all_input_nodes[0]
 
 
 def is_pointwise(node: fx.Node) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from functorch_gen.transforms.tracing.lowerings import register_lowerings
 
-__all__ = ["Kernel", "Library", "compile_region", "load_region"]
+__all__ = ["Kernel", "Library", "Region", "compile_region", "load", "load_region"]
 
 _capturing = threading.local()
 

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, fx
 
 from functorch_gen.transforms.barrier import barrier_op
+from functorch_gen.transforms.effects import callback_op
 from functorch_gen.transforms.tracing.graph import (
     base,
     is_fusible,
     is_pointwise,
     is_view,
     layout,
+    memory,
     output_node,
     size,
     value,
@@ -49,7 +51,7 @@ class Unit:
     inputs: list[fx.Node] = field(default_factory=list)  # values that others computed
     outputs: list[fx.Node] = field(default_factory=list)  # values that others read
     writes: dict[fx.Node, fx.Node] = field(default_factory=dict)  # value -> the donated input that takes it
-    deadline: int = 1 << 60  # lowest level of what reads its values
+    deadline: int = 1 << 60  # lowest level of what reads its values, or writes over what it reads
 
 
 class Partition:
@@ -70,6 +72,7 @@ class Partition:
         self._store()
         self._connect()
         self._write_in_place()
+        self._find_deadlines()
 
     # levels and regions
 
@@ -193,9 +196,6 @@ class Partition:
                     reads[u] = None
             unit.nodes, unit.inputs = sorted(nodes, key=self.position.__getitem__), list(reads)
             needed |= reads
-            for n in reads:
-                if n in self.unit_of:
-                    self.unit_of[n].deadline = min(self.unit_of[n].deadline, unit.level)
 
     # donation
 
@@ -205,12 +205,13 @@ class Partition:
         for unit in self.units:
             for n in unit.inputs:
                 readers[self._origin(n)].append(unit)
+        callbacks = [u for u in self.units if _calls_back(u)]  # if one raises, the old values are still whole
         for copy in self.copies:
             target, source = copy.args
             if not (isinstance(target, fx.Node) and isinstance(source, fx.Node)):
                 continue
             writer, own = self.unit_of.get(source), self.unit_of[copy]
-            others = [u for u in readers[target] if u is not writer and u is not own]
+            others = [u for u in (*readers[target], *callbacks) if u is not writer and u is not own]
             if writer is None or not writer.fused or source in writer.writes or is_view(source):
                 continue
             if not _same_layout(source, target) or any(u.level >= writer.level for u in others):
@@ -220,10 +221,21 @@ class Partition:
             writer.writes[source] = target
             own.nodes = []
 
+    def _find_deadlines(self) -> None:
+        writer = {target: u for u in self.units for target in u.writes.values()}
+        for unit in self.units:
+            for n in unit.inputs:
+                if n in self.unit_of:
+                    self.unit_of[n].deadline = min(self.unit_of[n].deadline, unit.level)
+                later = writer.get(self._origin(n), unit)
+                if later is not unit:
+                    unit.deadline = min(unit.deadline, later.level)
+
     def _origin(self, node: fx.Node) -> fx.Node:
         """The value whose memory this is."""
+        node = memory(node)
         while (source := self.handed_on(node)) is not None:
-            node = base(source)
+            node = memory(source)
         return node
 
     def handed_on(self, node: fx.Node) -> fx.Node | None:
@@ -237,7 +249,7 @@ class Partition:
     # order
 
     def ordered(self, units: Sequence[Unit]) -> list[Unit]:
-        """Units by the place of their last node in the program, as far as reads and writes allow."""
+        """Units by the place of their last node in the program, as far as reads and writes allow; donations last."""
         owner = {n: u for u in units for n in u.outputs}
         writer = {target: u for u in units for target in u.writes.values()}
         writer |= {c.all_input_nodes[0]: owner[c] for c in self.copies if c in owner}
@@ -248,13 +260,38 @@ class Partition:
                     before[unit].add(owner[n])
                 if self._origin(n) in writer:
                     before[writer[self._origin(n)]].add(unit)
-        return _topological({u: earlier - {u} for u, earlier in before.items()}, self._last)
+            for later in writer.values() if _calls_back(unit) else ():
+                before[later].add(unit)
+        order = _topological({u: earlier - {u} for u, earlier in before.items()}, self._rank)
+        self._write_over_dead(order)
+        return order
 
-    def _last(self, unit: Unit) -> int:
-        return max(self.position[n] for n in unit.nodes)
+    def _write_over_dead(self, order: Sequence[Unit]) -> None:
+        """Lets regions write their results over what they are the last to read: less memory, and it is in the cache."""
+        last_reader = {self._origin(n): unit for unit in order for n in unit.inputs}
+        lent = {n for unit in order for n in unit.writes}  # their memory is that of a donated input
+        for unit in order:
+            for n in unit.outputs if unit.fused else ():
+                dead = (
+                    u
+                    for u in unit.inputs
+                    if self._is_own(u) and last_reader[u] is unit and u not in lent and u not in unit.writes.values()
+                )
+                target = next((u for u in dead if _same_layout(u, n) and _is_read_whole(u, unit)), None)
+                if n not in unit.writes and size(n) >= _LARGE and target is not None:
+                    unit.writes[n] = target
+
+    def _is_own(self, u: fx.Node) -> bool:
+        """Whether the program made this memory, and does not return it."""
+        return u.op == "call_function" and self._origin(u) is u and u not in self.copied
+
+    def _rank(self, unit: Unit) -> tuple[bool, int]:
+        """Donated memory is written last: an error before that leaves it as it was."""
+        writes = bool(unit.writes) or unit.nodes[0] in self.copies
+        return writes, max(self.position[n] for n in unit.nodes)
 
 
-def _topological(before: dict[Unit, set[Unit]], rank: Callable[[Unit], int]) -> list[Unit]:
+def _topological(before: dict[Unit, set[Unit]], rank: Callable[[Unit], Any]) -> list[Unit]:
     """Each unit after all of ``before[unit]``, otherwise by rank."""
     after: dict[Unit, list[Unit]] = defaultdict(list)
     for unit, earlier in before.items():
@@ -283,6 +320,15 @@ def _sources(node: fx.Node) -> list[fx.Node]:
 def _is_scalar(node: fx.Node) -> bool:
     x = value(node)
     return isinstance(x, Tensor) and x.ndim == 0
+
+
+def _is_read_whole(u: fx.Node, unit: Unit) -> bool:
+    """Whether no node of the unit reads a part of ``u``, which would come as a tensor of its own."""
+    return not any(is_view(v) and base(v) is u and size(v) < size(u) for n in unit.nodes for v in n.all_input_nodes)
+
+
+def _calls_back(unit: Unit) -> bool:
+    return unit.nodes[0].target is callback_op
 
 
 def _same_layout(a: fx.Node, b: fx.Node) -> bool:

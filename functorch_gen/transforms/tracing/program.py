@@ -28,6 +28,7 @@ from functorch_gen.transforms.tracing.donation import (
 from functorch_gen.transforms.tracing.executor import Executable, planned_peak
 from functorch_gen.transforms.tracing.numbers import number_dtype
 from functorch_gen.transforms.tracing.progress import shown
+from functorch_gen.transforms.tracing.sites import site_of
 from functorch_gen.transforms.tracing.stepwise import runner
 from functorch_gen.transforms.tracing.text import readable
 from functorch_gen.transforms.tracing.trace import Trace, trace
@@ -137,6 +138,13 @@ class Program:
             raise ValueError(f"jit: expected {self.name} to be compiled with backend='inductor' on a CPU to be saved")
         return self.plan, self.executable
 
+    def files(self) -> set[str]:
+        """The source files that the operations come from."""
+        if self._trace is None:
+            return set()
+        sites = [site_of(node) for node in self._trace.graph.graph.nodes]
+        return {site.file for site in sites if site is not None}
+
     def cost(self) -> Cost:
         """Estimated operations, bytes and peak memory of a call."""
         if self._trace is None:
@@ -168,8 +176,13 @@ class Program:
         if self._trace is None:
             return
         with shown(f"compiling {self.name}"), torch.no_grad(), torch._C._DisableAutocast():  # casts are in the graph
-            run, self.executable = compile_graph(self._trace.graph, self._backend)
+            run, self.executable = compile_graph(self._trace.graph, self._backend, self._fixed())
         self._run = run
+
+    def _fixed(self) -> list[int]:
+        """The inputs that stay where they are from call to call: donated, or closed over."""
+        leaves = len(self.plan.names)
+        return [*self.plan.donated, *range(leaves, leaves + len(self._constants))]
 
     def _improve(self) -> None:
         """Compiles while the graph runs as it is."""

@@ -26,7 +26,8 @@ def region_graph(unit: Unit) -> RegionGraph:
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     inputs: list[fx.Node] = []
-    outside = {*unit.inputs, *unit.writes.values()}
+    written = set(unit.writes.values())
+    outside = {*unit.inputs, *written}
 
     def take_in(n: fx.Node) -> None:
         with graph.inserting_after(copies[inputs[-1]]) if inputs else graph.inserting_before():
@@ -37,7 +38,7 @@ def region_graph(unit: Unit) -> RegionGraph:
     def copy(n: fx.Node) -> None:
         if n in copies:
             return
-        part = is_view(n) and base(n) in outside and 0 < size(n) < size(base(n))
+        part = is_view(n) and base(n) in outside - written and 0 < size(n) < size(base(n))
         if n in outside or part:  # a part of a larger tensor comes as it is: its place there is no part of the code
             take_in(n)
             return

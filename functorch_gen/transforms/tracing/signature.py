@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from functorch_gen import tree
 from functorch_gen.transforms.context import ambient
 from functorch_gen.transforms.tracing.program import Program
 from functorch_gen.tree import TreeDef
@@ -64,7 +65,7 @@ def _differences(key: Any, other: Any, leaf_names: Sequence[str]) -> list[str]:
     treedef, static, static_names, _, around, leaves = key
     old_treedef, old_static, old_static_names, _, old_around, old_leaves = other
     if treedef != old_treedef:
-        return [f"the structure of the arguments is {treedef}, was {old_treedef}"]
+        return [_structural(treedef, old_treedef)]
     changes = [
         f"{name} is {_told(new)}, was {_told(old)}"
         for name, new, old in zip(leaf_names, leaves, old_leaves, strict=True)
@@ -75,6 +76,20 @@ def _differences(key: Any, other: Any, leaf_names: Sequence[str]) -> list[str]:
     if around != old_around:
         changes.append(f"default dtype, device or autocast is {around}, was {old_around}")
     return changes or ["the types of static arguments differ"]
+
+
+def _structural(treedef: Any, old: Any) -> str:
+    """What the first difference between two structures is, by path."""
+    new_paths, old_paths = (tree.paths(tree.unflatten(t, range(t.num_leaves))) for t in (treedef, old))
+    added = [f"has a leaf at {_plain(path)!r}" for path in new_paths if path not in old_paths]
+    missing = [f"has no leaf at {_plain(path)!r}" for path in old_paths if path not in new_paths]
+    changed = [*added[:1], *missing[:1]] or ["has other containers, or other layers or settings in them"]
+    return f"the structure of the arguments {' and '.join(changed)}"
+
+
+def _plain(path: str) -> str:
+    """Without the place among positional or keyword arguments."""
+    return path.split(".", 1)[1]
 
 
 def _told(leaf: Any) -> str:

@@ -4,6 +4,7 @@ import bisect
 import functools
 import importlib.util
 import linecache
+import re
 import sysconfig
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,7 +91,7 @@ def _name(frame: FrameType) -> str:
         return name
     if name.startswith("_"):  # nobody's name: the module's instead
         return Path(frame.f_code.co_filename).stem
-    return name.removesuffix(".<lambda>").removesuffix(".<genexpr>")
+    return re.sub(r"(\.<\w+>)+$", "", name)  # of lambdas and comprehensions inside
 
 
 class Recorder:
