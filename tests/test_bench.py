@@ -11,7 +11,7 @@ from tests.bench import __main__ as command
 from tests.bench import bars, programs, starts, variants
 from tests.bench.depth import depth_step
 from tests.bench.memory import peak_bytes
-from tests.bench.page import page
+from tests.bench.page import page, summary
 from tests.bench.steps import check_equal, first_losses, time_steps
 from tests.bench.table import Options, Table, attempt
 from tests.bench.timing import Timing, busy_processors, interleave
@@ -153,6 +153,11 @@ def steps_table(**medians: float) -> dict:
     names = {"tree": "fg.jit", "flat": "fg.jit, flat", "eager": "nn.Module eager", "compiled": "nn.Module compiled"}
     rows = {names.get(name, name): Timing(x, x) for name, x in medians.items()}
     return Table("ms", rows).as_json()
+
+
+def test_readme_shows_the_ratios_of_the_json():
+    results = json.loads((command.DOCS / "benchmarks.json").read_text())
+    assert f"<!-- bench -->\n{summary(results)}\n<!-- /bench -->" in command.README.read_text()
 
 
 def test_page_tells_which_form_meets_the_bar():

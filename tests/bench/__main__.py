@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from tests.bench.page import page
+from tests.bench.page import page, summary
 from tests.bench.sections import SECTIONS
 from tests.bench.table import Options, Table
 from tests.bench.timing import busy_processors
@@ -23,6 +23,7 @@ from tests.bench.timing import busy_processors
 __all__ = ["check_idle", "main", "merge"]
 
 DOCS = Path(__file__).parents[2] / "docs"
+README = DOCS.parent / "README.md"
 BUSY = 0.5  # processors
 
 
@@ -68,6 +69,10 @@ def merge(folder: Path, name: str, table: Table) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(results, indent=2) + "\n")
     (folder / "benchmarks.md").write_text(page(results))
+    if folder == DOCS:
+        text = README.read_text()
+        before, after = text.split("<!-- bench -->\n")[0], text.split("<!-- /bench -->")[1]
+        README.write_text(f"{before}<!-- bench -->\n{summary(results)}\n<!-- /bench -->{after}")
 
 
 def run_all(arguments: list[str]) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 from tests.bench.bars import BARS, FLAT, TREE, Bar, Results
 from tests.bench.sections import SECTIONS
 
-__all__ = ["page"]
+__all__ = ["page", "summary"]
 
 HOW = """
 Every table is measured in a process of its own, on a machine that is otherwise idle (a busy one is refused: more than
@@ -48,6 +48,12 @@ def page(results: dict[str, Any]) -> str:
     for name, section in SECTIONS.items():
         lines += ["", f"## {section.title}", "", section.what, "", *table_lines(tables.get(name))]
     return "\n".join(lines) + "\n"
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The README's table: each ratio beside its bar."""
+    rows = [bar_row(bar, results["sections"]).split("|")[1:4] for bar in BARS]
+    return "\n".join(["| | measured | bar |", "|---|---|---|", *[f"|{'|'.join(row)}|" for row in rows]])
 
 
 def bar_row(bar: Bar, tables: Results) -> str:

@@ -54,7 +54,8 @@ def _meta(node: fx.Node) -> tuple[Any, ...]:
 
 
 def _storage(node: fx.Node) -> int:
-    return node.meta["val"].untyped_storage()._cdata
+    x = node.meta["val"]
+    return (x[0] if isinstance(x, list | tuple) else x).untyped_storage()._cdata  # a list: parts of one tensor
 
 
 def _opaque_copy(graph: fx.Graph, node: fx.Node) -> fx.Node:

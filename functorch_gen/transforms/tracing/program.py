@@ -15,6 +15,7 @@ from functorch_gen.transforms.context import requires_gradient
 from functorch_gen.transforms.effects import has_effects
 from functorch_gen.transforms.tracing.backends import compile_graph, decomposed, on_cpu, run_as_is
 from functorch_gen.transforms.tracing.cost import Cost, estimate
+from functorch_gen.transforms.tracing.decompose import TRACING
 from functorch_gen.transforms.tracing.donation import (
     Distinct,
     Donation,
@@ -35,9 +36,6 @@ from functorch_gen.transforms.tracing.trace import Trace, trace
 from functorch_gen.typing import Tree
 
 __all__ = ["TRACING", "Plan", "Program"]
-
-TRACING = threading.RLock()
-"""Held while something is traced: tracing patches state that all threads share."""
 
 _COMPILING = threading.RLock()
 
