@@ -190,9 +190,11 @@ def test_save_replaces_a_file_whole(saved, monkeypatch):
 
 
 def test_executables_can_be_pickled():
-    jitted = fg.jit(lambda x: {"a": x.softmax(-1).cumsum(0), "b": x.to(torch.float64, memory_format=torch.contiguous_format)})
+    jitted = fg.jit(
+        lambda x: {"a": x.softmax(-1).cumsum(0), "b": x.to(torch.float64, memory_format=torch.contiguous_format)}
+    )
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     expected = jitted(x)
-    (plan, executable), = [program.saved() for program in jitted._programs.values()]
+    ((plan, executable),) = [program.saved() for program in jitted._programs.values()]
     run = pickle.loads(pickle.dumps(executable)).load()
     assert tree.equal(plan.outputs.get(run(x)), expected)

@@ -113,7 +113,9 @@ def test_nll_loss_backward_equals_aten(reduction, ignored):
 
 @pytest.mark.parametrize("reduction", [0, 1, 2])
 def test_nll_loss_backward_of_an_empty_batch_is_empty(reduction):
-    arguments = nll_arguments(reduction, -100, torch.zeros(0, 5, dtype=torch.float64), torch.zeros(0, dtype=torch.int64))
+    arguments = nll_arguments(
+        reduction, -100, torch.zeros(0, 5, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
+    )
     assert DECOMPOSITIONS[aten.nll_loss_backward.default](*arguments).shape == (0, 5)
 
 

@@ -63,6 +63,7 @@ def test_scalars_have_functions_of_their_own():
 # Sizes and threads.
 
 SIZES = [(0,), (1,), (4095,), (4096,), (4097,), (3, 5), (20_000,), (), (0, 3), (7, 1, 600)]
+RATE = torch.tensor(0.1, dtype=torch.float64)
 
 
 def adam(state, rate):
@@ -84,18 +85,18 @@ def test_leaves_of_any_size_share_a_loop(threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        got, code = compiled(adam, state_of(torch.float64), torch.tensor(0.1), donate_argnums=0)
+        got, code = compiled(adam, state_of(torch.float64), RATE, donate_argnums=0)
     finally:
         torch.set_num_threads(before)
-    assert tree.allclose(got, adam(state_of(torch.float64), 0.1), rtol=1e-13)  # a few roundings
+    assert tree.allclose(got, adam(state_of(torch.float64), RATE), rtol=1e-13)  # a few roundings
     assert not code.regions
     assert code.python.count("batch0(") == 1
 
 
 def test_leaves_of_two_dtypes_are_two_loops():
     state = [*state_of(torch.float32), *state_of(torch.float64)]
-    got, code = compiled(adam, [tuple(x.clone() for x in row) for row in state], torch.tensor(0.1), donate_argnums=0)
-    for new, old in zip(got, adam(state, 0.1), strict=True):
+    got, code = compiled(adam, [tuple(x.clone() for x in row) for row in state], RATE, donate_argnums=0)
+    for new, old in zip(got, adam(state, RATE), strict=True):
         assert tree.allclose(new, old, rtol=1e-5 if new[0].dtype == torch.float32 else 1e-13)
     assert code.python.count("batch") == 4  # each also for its 0-d leaf
     assert not code.regions

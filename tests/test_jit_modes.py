@@ -132,7 +132,12 @@ def test_what_takes_long_is_shown_where_wanted(capsys, monkeypatch):
 @pytest.mark.parametrize("backend", ["aten", "inductor"])
 def test_poison_shows_in_views_of_what_was_donated(backend):
     step = fg.jit(lambda s: [x * 2 if x.dtype.is_floating_point else x for x in s], donate_argnums=0, backend=backend)
-    state = [torch.ones(4), torch.ones(4, dtype=torch.int64), torch.zeros(4, dtype=torch.bool), torch.ones(4).bfloat16()]
+    state = [
+        torch.ones(4),
+        torch.ones(4, dtype=torch.int64),
+        torch.zeros(4, dtype=torch.bool),
+        torch.ones(4).bfloat16(),
+    ]
     kept = [x[:2] for x in state]
     with fg.config.override(poison_donated=True):
         new = step(state)
@@ -221,7 +226,10 @@ def check_in_thread(k, backend):
     def step(params, x):
         def loss(p):
             h = torch.tanh(x @ p["w"] + k)
-            return torch.nn.functional.cross_entropy(h, torch.zeros(len(x), dtype=torch.int64)) + h.softmax(0).square().sum()
+            return (
+                torch.nn.functional.cross_entropy(h, torch.zeros(len(x), dtype=torch.int64))
+                + h.softmax(0).square().sum()
+            )
 
         return tree.map(lambda p, g: p - 0.1 * g, params, fg.grad(loss)(params))
 

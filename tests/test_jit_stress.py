@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -337,7 +336,11 @@ def drawn(seed: int, length: int) -> tuple[Program, list[Tensor], list[Tensor]]:
 
 
 def is_tame(x: Tensor) -> bool:
-    return x.numel() < 20_000 and bool(x.isfinite().all()) and (x.numel() == 0 or bool(x.abs().max() < 100 if x.dtype != torch.bool else True))
+    return (
+        x.numel() < 20_000
+        and bool(x.isfinite().all())
+        and (x.numel() == 0 or bool(x.abs().max() < 100 if x.dtype != torch.bool else True))
+    )
 
 
 def copies(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -91,7 +91,7 @@ def test_cheap_values_are_computed_again_far_away():
 
 
 def test_dear_values_are_stored():
-    found = cut(lambda x, w: (x.logsumexp(0) + (x.logsumexp(0) @ w @ w).tanh()), zeros(64, 64), zeros(64, 64))
+    found = cut(lambda x, w: x.logsumexp(0) + (x.logsumexp(0) @ w @ w).tanh(), zeros(64, 64), zeros(64, 64))
     assert len(units_with(found, aten.exp.default)) == 1
 
 
@@ -155,7 +155,9 @@ def test_a_region_that_reads_a_part_and_writes_the_whole_sees_both_as_one():
 
 def test_barriers_hand_on_without_a_copy_where_safe():
     found = cut(lambda x, w: (fg.optimization_barrier(x @ w) @ w, fg.optimization_barrier(x)), zeros(4, 4), zeros(4, 4))
-    items = [n for u in found.units if u.nodes[0].target is torch.ops.functorch_gen.barrier.default for n in u.nodes[1:]]
+    items = [
+        n for u in found.units if u.nodes[0].target is torch.ops.functorch_gen.barrier.default for n in u.nodes[1:]
+    ]
     assert sorted(found.handed_on(n) is not None for n in items) == [False, True]  # a result is a copy
 
 

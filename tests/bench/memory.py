@@ -27,7 +27,7 @@ def peak_bytes(run: Callable[[], Any]) -> int:
 
     From the profiler's record of every allocation: exact, and blind to what was alive before.
     """
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
         result = run()
     events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
     del result

@@ -22,6 +22,8 @@ half a core in use by others). Rows of a table take turns, the order rotates fro
   each row runs untimed for 10 ms, at least once, before each timed call. The thread counts are the defaults of both.
 - A cold start is a process with an empty `TORCHINDUCTOR_CACHE_DIR`. Imports, the probe of the vector instructions,
   initial weights and the start of JAX's backend come before its clock.
+- Large float32 products go to oneDNN in `fg.jit` where the processor is not Intel's: there MKL, which torch calls for
+  the `nn.Module` rows, keeps to 256-bit vectors. On an Intel processor the margin over the module is smaller.
 - Memory is what torch's allocator has alive at once, by the profiler's record of every allocation.
 """.strip()
 
