@@ -30,9 +30,7 @@ def conv_step(p, x):
     return tree.map(lambda w, g: w - 0.1 * g, p, fg.grad(loss)(p))
 
 
-def image(last):
-    x = numbers(5, 2, 3, 5, 5)
-    return channels_last(x) if last else x
+IMAGE = numbers(5, 2, 3, 5, 5)
 
 
 def convs(last):
@@ -54,13 +52,16 @@ HAZARDS = {
     "old value in a sort": (pair(6, 6), lambda s: [s[0] * 2, s[0].sort(0).values + s[1]]),
     "old value in a loop": (pair(6, 6), lambda s: [s[0] * 2, fg.scan(lambda c, x: (c + x, c), s[1][0], s[0])[1]]),
     "old value behind a barrier": (pair(6, 6), lambda s: [s[0] * 2, fg.optimization_barrier(s[0]) @ (s[1] @ s[1])]),
-    "old value in another dtype": (pair(6), lambda s: [s[0] * 2, (s[1].outer(s[1]) @ s[1]) * (s[0].view(torch.int64) > 0)]),
+    "old value in another dtype": (
+        pair(6),
+        lambda s: [s[0] * 2, (s[1].outer(s[1]) @ s[1]) * (s[0].view(torch.int64) > 0)],
+    ),
     "old part in a later region": (pair(40), lambda s: [s[0] * 2, s[1].outer(s[1])[:, :39] @ s[0][1:]]),
     "new value in a later region": (pair(6, 6), lambda s: [s[0] * 2, s[1] + (s[0] * 2) @ s[1]]),
     "difference with a neighbour": (numbers(0, 100), lambda s: s - F.pad(s[:-1], (1, 0))),
     "sum with rows": (numbers(0, 40, 50), lambda s: s + s[:1] + s[:, :1]),
     "sum with the diagonal": (numbers(0, 40, 40), lambda s: s + s.diagonal()),
-    "transposed": (numbers(0, 50, 50), lambda s: s.mT * 2 + s),
+    "transposed": (numbers(0, 50, 50), lambda s: s + 2 * s.mT),
     "flipped": (numbers(0, 50), lambda s: s.flip(0) + 1),
     "shifted": (numbers(0, 50), lambda s: torch.cat([s[1:], s[:1]])),
     "rolled": (numbers(0, 50, 3), lambda s: s.roll(1, 0) * s),
@@ -69,10 +70,13 @@ HAZARDS = {
     "in two halves": (numbers(0, 40), lambda s: torch.cat([s[20:] * 2, s[:20] - s[20:]])),
     "written to a part": (numbers(0, 6, 6), lambda s: s.clone().index_fill_(0, torch.tensor([1]), 0.5) + s),
     "columns first": (numbers(0, 5, 7).mT, lambda s: s.mT.contiguous().mT * 2),
-    "images, channels last": (convs(True), lambda s: conv_step(s, image(True))),
-    "images, channels first": (convs(False), lambda s: conv_step(s, image(False))),
-    "images, mixed": (convs(True), lambda s: conv_step(s, image(False))),
-    "scalars": ([torch.tensor(2.0), torch.tensor(3), numbers(2, 5)], lambda s: [s[0] * 0.5, s[1] + 1, s[2] * s[0] + s[1]]),
+    "images, channels last": (convs(True), lambda s: conv_step(s, channels_last(IMAGE))),
+    "images, channels first": (convs(False), lambda s: conv_step(s, IMAGE)),
+    "images, mixed": (convs(True), lambda s: conv_step(s, IMAGE)),
+    "scalars": (
+        [torch.tensor(2.0), torch.tensor(3), numbers(2, 5)],
+        lambda s: [s[0] * 0.5, s[1] + 1, s[2] * s[0] + s[1]],
+    ),
     "low precision": (pair(40, dtype=torch.bfloat16), lambda s: [s[0] * 0.5, s[1] + s[0]]),
     "whole numbers": ([torch.arange(9), torch.arange(9) > 4], lambda s: [s[0] + s[1], ~s[1]]),
     "several dtypes": (

@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import re
 import threading
 import time
 
@@ -32,10 +33,10 @@ def compilers():
 def test_tiered_answers_while_the_compiler_works(monkeypatch):
     allowed, begun, compile_graph = threading.Event(), [], program.compile_graph
 
-    def held(graph, backend):
-        begun.append(backend)
+    def held(*args):
+        begun.append(args)
         assert allowed.wait(60)
-        return compile_graph(graph, backend)
+        return compile_graph(*args)
 
     monkeypatch.setattr(program, "compile_graph", held)
     g = fg.jit(lambda x: x.sin().sum(-1), backend="tiered")
@@ -54,15 +55,19 @@ def test_tiered_answers_while_the_compiler_works(monkeypatch):
     assert (g.traces, len(begun)) == (2, 2)
 
 
+def run_and_wait(g):
+    g(X)
+    wait(lambda: not compilers())
+
+
 def test_tiered_goes_on_as_it_is_where_compilation_fails(monkeypatch):
-    def fails(graph, backend):
+    def fails(*_):
         raise RuntimeError("broken compiler")
 
     monkeypatch.setattr(program, "compile_graph", fails)
     g = fg.jit(lambda x: 2 * x, backend="tiered")
     with pytest.warns(UserWarning, match="goes on without generated code: broken compiler"):
-        g(X)
-        wait(lambda: not compilers())
+        run_and_wait(g)
     assert torch.equal(g(X), 2 * X)
 
 
@@ -87,7 +92,7 @@ def test_tiered_donated_steps_change_over_in_the_middle_of_a_run():
         (lambda g: g({"w": X}, torch.ones(4)), r"argument 'x' is float32\[4\] on cpu, was float32\[3\] on cpu"),
         (lambda g: g({"w": X.double()}, X[0]), r"argument 'p' at 'w' is float64\[2, 3\] on cpu, was float32"),
         (lambda g: g({"w": X}, 2), "argument 'x' is int, was "),
-        (lambda g: g({"v": X}, X[0]), "the structure of the arguments is .*'v'.*, was .*'w'"),
+        (lambda g: g({"v": X}, X[0]), "has a leaf at '0.v' and has no leaf at '0.w'"),
         (lambda g: g({"w": X}, X[0], mode="b"), "static argument 'mode' is 'b', was 'a'"),
     ],
     ids=["shape", "dtype", "number", "structure", "static"],
@@ -106,8 +111,6 @@ def test_retraces_are_explained_where_wanted(again, message, caplog):
     caplog.clear()
     again(g)
     assert not caplog.records  # settings are back, and it is known
-    import re
-
     assert re.search(message, record.message), record.message
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -183,17 +184,18 @@ def view(draw: Draw) -> Step:
         lambda x: x.transpose(a, b), lambda x: x.flip(a), lambda x: x.roll(1, a), lambda x: x.reshape(-1),
         lambda x: x.narrow(a, min(start, n), n - min(start, n)), lambda x: x.unsqueeze(a), lambda x: x.squeeze(),
         lambda x: x.transpose(0, a)[start::step], lambda x: x[None].expand(2, *x.shape), lambda x: list(x.chunk(2, a)),
-        lambda x: list(x.split([n // 2, n - n // 2], a)), lambda x: x.movedim(0, -1), lambda x: x.transpose(a, b).reshape(x.shape),
-        lambda x: x.reshape(*x.shape[::-1]), lambda x: x.select(a, 0) if n else x, lambda x: x.contiguous(),
-        lambda x: x.diagonal() if x.ndim > 1 else x, lambda x: x.unfold(a, 2, 1).clone() if n > 1 and x.numel() < 200 else x,
-        torch.detach, lambda x: x[..., None].expand(*x.shape, 3)[..., 1],
+        lambda x: list(x.split([n // 2, n - n // 2], a)), lambda x: x.movedim(0, -1), lambda x: x.contiguous(),
+        lambda x: x.transpose(a, b).reshape(x.shape), lambda x: x.reshape(*x.shape[::-1]), torch.detach,
+        lambda x: x.select(a, 0) if n else x, lambda x: x.diagonal() if x.ndim > 1 else x,
+        lambda x: x.unfold(a, 2, 1).clone() if n > 1 and x.numel() < 200 else x,
+        lambda x: x[..., None].expand(*x.shape, 3)[..., 1],
     )  # fmt: skip
     return f, [i]
 
 
 def product(draw: Draw) -> Step:
     (i,) = draw(lambda x: is_float(x) and x.ndim == 2)
-    rows, columns = draw.values[i].shape
+    columns = draw.values[i].shape[1]
     dtype = draw.values[i].dtype
     f = draw.of(lambda a, b: a @ b / (1 + columns), lambda a, b: torch.addmm(b[:1], a, b) / (1 + columns))
     (j,) = draw(lambda x: x.dtype == dtype and x.ndim == 2 and columns in x.shape)
@@ -205,7 +207,8 @@ def other_product(draw: Draw) -> Step:
     (i,) = draw(lambda x: x.dtype in (torch.float64, torch.float32) and x.ndim >= 2 and x.numel() < 2000)
     f = draw.of(
         lambda x: x @ x.mT / (1 + x.shape[-1]), lambda x: torch.einsum("...ij,...kj->...ik", x, x) / (1 + x.shape[-1]),
-        lambda x: x @ x.reshape(-1)[: x.shape[-1]] / (1 + x.shape[-1]), lambda x: torch.outer(x[..., 0].reshape(-1), x[0].reshape(-1)),
+        lambda x: x @ x.reshape(-1)[: x.shape[-1]] / (1 + x.shape[-1]),
+        lambda x: torch.outer(x[..., 0].reshape(-1), x[0].reshape(-1)),
     )  # fmt: skip
     return f, [i]
 
@@ -243,8 +246,9 @@ def write(draw: Draw) -> Step:
         return lambda x: x.tanh_(), [i]
     f = draw.of(
         lambda x, y: x.mul_(0.5).add_(y), lambda x, y: x.copy_(y), lambda x, y: x.transpose(0, axis).neg_(),
-        lambda x, y: x.select(axis, 0).add_(1), lambda x, y: x.narrow(axis, 0, 1).copy_(y.narrow(axis, -1 % shape[axis], 1)),
-        lambda x, y: x.fill_(0.5) + y, lambda x, y: x.clamp_(-0.5, 0.5), lambda x, y: x.diagonal().zero_() if x.ndim > 1 else x.sin_(),
+        lambda x, y: x.select(axis, 0).add_(1), lambda x, y: x.fill_(0.5) + y, lambda x, y: x.clamp_(-0.5, 0.5),
+        lambda x, y: x.narrow(axis, 0, 1).copy_(y.narrow(axis, -1 % shape[axis], 1)),
+        lambda x, y: x.diagonal().zero_() if x.ndim > 1 else x.sin_(),
         lambda x, y: x.clone().view(-1).add_(y.reshape(-1)), lambda x, y: x.masked_fill_(y.double() > 100, 0.0),
     )  # fmt: skip
     return f, [i, j]
@@ -374,3 +378,19 @@ def check(seed: int, length: int, backend: str = "inductor") -> None:
         storages = [x.untyped_storage().data_ptr() for x in tree.leaves((new, others)) if x.numel()]
         assert len(set(storages)) == len(storages), (seed, "shared memory, donated")
     assert pure.traces == donated.traces == 1
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_programs_equal_eager_torch_as_they_are(seed):
+    check(seed, length=40, backend="aten")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_programs_equal_eager_torch_compiled(seed):
+    check(seed, length=40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 130))
+def test_many_random_programs_equal_eager_torch_compiled(seed):
+    check(seed, length=40)

@@ -59,17 +59,15 @@ def kinds(layers):
 
 
 def test_more_layers_bring_no_new_kinds_of_region():
-    assert kinds(3) == kinds(8)
+    assert kinds(2) == kinds(8)
 
 
 def test_the_updates_of_all_leaves_are_one_batch():
     step, *arguments = network(6)
     found = cut(step, *arguments, donated=[0])
     together, _ = batches([u for u in found.units if u.fused])
-    updates = [[u for u in batch.units if u.writes] for batch in together]
-    written = [target for units in updates for u in units for target in u.writes.values()]
-    assert len(written) == len(tree.leaves(arguments[0]))
-    assert sorted(map(len, filter(None, updates))) == [6, 12]  # the gradients of scales are sums: a kernel of their own
+    assert [len(batch.units) for batch in together] == [12]  # the weights; gradients of scales end in sums
+    assert all(u.writes for u in together[0].units)
 
 
 def test_readers_of_one_constant_stay_apart():

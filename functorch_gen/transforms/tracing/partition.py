@@ -92,6 +92,8 @@ class Partition:
             if not is_fusible(node):
                 continue
             for u in sources:
+                if u.op == "call_function" and not u.all_input_nodes:
+                    continue  # a constant
                 if self.level[u] == self.level[node] and is_fusible(u) and not self._is_cut(u, node):
                     self._join(node, u)
                 elif size(u) >= _LARGE and u.op != "placeholder":
@@ -164,8 +166,8 @@ class Partition:
             elif n not in repeated:
                 repeated.add(n)
                 stack.extend(_sources(n))
-        large = [n for n in bases if 2 * size(n) >= size(u) and size(n) >= _LARGE]
-        if (_is_scalar(u) and bases) or len(repeated) > _REPEATED or len(large) > 1:
+        wide = [n for n in bases if 2 * size(n) >= size(u)]  # two of them are more to read than the result
+        if (_is_scalar(u) and bases) or len(repeated) > _REPEATED or len(wide) > 1:
             return False
         self.stored |= bases
         return True

@@ -66,6 +66,7 @@ class Program:
         self._distinct = Distinct(plan.extents, plan.donated)
         self.executable: Executable | None = None
         self._nothing: list[list[Tensor]] | None = None
+        self._starting = threading.Lock()
 
     @classmethod
     def trace(
@@ -159,16 +160,20 @@ class Program:
 
     def compile(self, wait: bool = False) -> _Run:
         """Compiles the graph, once; with backend="tiered" in the background, unless ``wait``."""
-        if self._run is None or (wait and self._backend == "tiered" and self.executable is None):
+        if self._backend == "tiered" and not wait:
+            self._answer_at_once()
+        elif self._run is None or (self._backend == "tiered" and self.executable is None):
             with _COMPILING:
-                if self._backend == "tiered" and not wait:
-                    if self._run is None and self._trace is not None:
-                        self._run = run_as_is(self._trace.graph)
-                        threading.Thread(target=self._improve, daemon=True, name=f"compiling {self.name}").start()
-                elif self._run is None or self.executable is None:
+                if self._run is None or self.executable is None:
                     self._compile()
         assert self._run is not None
         return self._run
+
+    def _answer_at_once(self) -> None:
+        with self._starting:  # not the lock of those that compile: a new shape does not wait for them
+            if self._run is None and self._trace is not None:
+                self._run = run_as_is(self._trace.graph)
+                threading.Thread(target=self._improve, daemon=True, name=f"compiling {self.name}").start()
 
     def _compile(self) -> None:
         if self._trace is None:
