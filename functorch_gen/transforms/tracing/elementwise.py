@@ -67,6 +67,10 @@ _CHUNK = 4096
 _CONSTANTS = {_aten.full, _aten.scalar_tensor}
 
 
+class _UnsuitedError(Exception):
+    """A region that is not element-wise, or holds what has no C form here."""
+
+
 class Batch:
     """Regions that are one program on different memory.
 
@@ -182,16 +186,16 @@ class _Program:
     def _add(self, node: fx.Node, packet: Any) -> None:
         x = value(node)
         if not isinstance(x, Tensor):
-            raise NotImplementedError
+            raise _UnsuitedError
         if packet is _aten.sum:
             if x.ndim or node.kwargs or len(node.args) != 1 or not x.is_floating_point() or not self.shape:
-                raise NotImplementedError
+                raise _UnsuitedError
             source = self._operand(node.args[0], x.dtype)
             self.body.append(f"total{len(self.sums)} += {source};")
             self.sums.append(node)
             return
         if x.shape != self.shape:
-            raise NotImplementedError
+            raise _UnsuitedError
         name = f"t{len(self.names)}"
         self.body.append(f"const {_type(x.dtype)} {name} = {self._expression(node, packet, x.dtype)};")
         self.names[node] = name
@@ -199,7 +203,7 @@ class _Program:
     def _store(self, node: fx.Node) -> None:
         if node not in self.sums:
             if layout(value(node)) != self.layout:
-                raise NotImplementedError
+                raise _UnsuitedError
             self.body.append(f"w{len(self.results)}[j] = {self.names[node]};")
         self.results.append(node)
 
@@ -217,12 +221,12 @@ class _Program:
         if packet is _aten.clone:
             kwargs = {}
         if kwargs or (len(args) > 2 and isinstance(args[2], int | float)):  # alpha, rounding_mode
-            raise NotImplementedError
+            raise _UnsuitedError
         form = _ARITHMETIC.get(packet)
         if form is None and dtype.is_floating_point:
             form = _FLOATING.get(packet) or (_ON_SCALARS.get(packet) if not self.shape else None)
         if form is None:
-            raise NotImplementedError
+            raise _UnsuitedError
         return form.format(*[self._operand(x, dtype) for x in args])
 
     def _operand(self, x: Any, dtype: torch.dtype) -> str:
@@ -236,11 +240,11 @@ class _Program:
         if _packet_of(x) in _CONSTANTS:
             return self._constant(x, dtype)
         if is_view(x) and base(x) in self.names:
-            raise NotImplementedError
+            raise _UnsuitedError
         if x not in self.unit.inputs and base(x) not in self.unit.inputs:
-            raise NotImplementedError  # a value that is computed again here
+            raise _UnsuitedError  # a value that is computed again here
         if known.ndim and known.shape != self.shape:
-            raise NotImplementedError
+            raise _UnsuitedError
         if x not in self.reads:
             self.reads.append(x)
             self.slots.append((_type(known.dtype), known.ndim == 0))
@@ -251,7 +255,7 @@ class _Program:
     def _constant(self, x: fx.Node, dtype: torch.dtype) -> str:
         number: Any = x.args[1] if _packet_of(x) is _aten.full else x.args[0]
         if not isinstance(number, bool | int | float):
-            raise NotImplementedError
+            raise _UnsuitedError
         return _literal(torch.tensor(number, dtype=value(x).dtype, device="cpu").item(), dtype)
 
 
@@ -262,7 +266,7 @@ def batches(units: Sequence[Unit]) -> tuple[list[Batch], list[Unit]]:
     for unit in units:
         try:
             groups.setdefault(_Program(unit).key(), []).append(unit)
-        except NotImplementedError:
+        except _UnsuitedError:
             rest.append(unit)
     return [Batch(part) for group in groups.values() for part in _concurrent(group)], rest
 
@@ -293,13 +297,13 @@ def _has_axes(node: fx.Node) -> bool:
 
 def _type(dtype: torch.dtype) -> str:
     if dtype not in _TYPES:
-        raise NotImplementedError
+        raise _UnsuitedError
     return _TYPES[dtype]
 
 
 def _literal(x: Any, dtype: torch.dtype) -> str:
     if not isinstance(x, bool | int | float):
-        raise NotImplementedError
+        raise _UnsuitedError
     if dtype.is_floating_point:
         number = float(x)
         if math.isnan(number):
