@@ -1,5 +1,6 @@
 """Makes the runs repeatable: one thread, one compiler cache of our own, and hypothesis without chance."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from hypothesis import HealthCheck, settings
 torch.set_num_threads(1)
 
 collect_ignore_glob = ["goldens/*"]  # scripts that made the goldens; they need jax
+if importlib.util.find_spec("jax") is None or importlib.util.find_spec("optax") is None:
+    collect_ignore_glob.append("bench/jax_programs.py")  # of the bench extra, which the tests do without
 
 settings.register_profile(
     "repeatable",

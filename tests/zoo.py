@@ -4,31 +4,18 @@ A row is a function and a factory of its arguments, float64 trees in general pos
 row is named in ``skip`` with the reason.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import nn_cases
 import pytest
 import torch
 from torch import Tensor
+from zoo_case import Case, Draw, from_draw
 
 from functorch_gen import diffusion, ema, exact, metrics, models, nn, noise, optim, random, step, tree
 from functorch_gen.transforms import checkpoint_name, dots_saveable, grad, remat, save_only_these_names, scan
 from functorch_gen.typing import Tree
-
-
-@dataclass(frozen=True)
-class Case:
-    """``fun(*args(seed))`` is a tree of tensors."""
-
-    name: str
-    fun: Callable[..., Tree]
-    args: Callable[[int], tuple[Tree, ...]]
-    skip: Mapping[str, str] = field(default_factory=dict)  # law -> why it does not hold
-
-    def __str__(self) -> str:
-        return self.name
 
 
 def over(law: str, cases: list[Case] | None = None, quick: set[str] | None = None) -> pytest.MarkDecorator:
@@ -42,41 +29,6 @@ def over(law: str, cases: list[Case] | None = None, quick: set[str] | None = Non
         pytest.param(case, marks=[pytest.mark.slow] if late else []) for case, late in zip(rows, slow, strict=True)
     ]
     return pytest.mark.parametrize("case", params, ids=str)
-
-
-# Arguments.
-
-
-class Draw:
-    """Draws float64 tensors in general position, one after another."""
-
-    def __init__(self, seed: int):
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
-
-    def like(self, shapes: Tree) -> Tree:
-        """The tree with its floating leaves drawn anew."""
-        return tree.map(lambda x: self(*x.shape) if x.is_floating_point() else x, shapes)
-
-    def times(self, *shape: int) -> Tensor:
-        """In [0.1, 0.9]."""
-        return 0.1 + 0.8 * torch.rand(shape, generator=self.generator, dtype=torch.float64)
-
-    def labels(self, high: int, *shape: int) -> Tensor:
-        return torch.randint(high, shape, generator=self.generator)
-
-    def key(self) -> Tensor:
-        return random.key(int(self.labels(2**31, 1)))
-
-    def params(self) -> Tree:
-        """A small nest of every node type."""
-        return {"w": self(3, 2), "inner": {"b": self(2), "none": None}, "list": [self(), (self(1, 2),)]}
-
-
-def from_draw(name: str, fun: Callable[..., Tree], args: Callable[[Draw], tuple[Tree, ...]], **skip: str) -> Case:
-    return Case(name, fun, lambda seed: args(Draw(seed)), skip)
 
 
 # Reasons that several rows share.
