@@ -425,3 +425,27 @@ def test_linearize_keeps_the_gradient_of_a_closed_over_tensor_and_returns_plain_
     _, push = fg.linearize(lambda x: (x, torch.ones(2)), X)
     assert type(push(X)[1]) is torch.Tensor
     assert push(X)[1].tolist() == [0, 0]
+
+
+def curved(x):
+    """Its second derivatives meet tangents that torch knows to be zero."""
+    return (torch.sin(x) * x.roll(1) + x**3).sum()
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("transform", [fg.hessian, fg.jacfwd], ids=["hessian", "jacfwd"])
+def test_forward_mode_batches_and_traces(transform, chunk_size):
+    x = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3)
+    f = transform(curved, chunk_size=chunk_size)
+    expected = torch.stack([f(row) for row in x])
+    torch.testing.assert_close(fg.vmap(f)(x), expected)
+    torch.testing.assert_close(fg.jit(fg.vmap(f), backend="aten")(x), expected)
+    torch.testing.assert_close(fg.vmap(fg.vmap(f))(x[None]), expected[None])
+
+
+def test_jacfwd_returns_an_aux_that_is_mapped():
+    x = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3)
+    matrices, aux = fg.vmap(fg.jacfwd(lambda x: (torch.sin(x), {"sum": x.sum(), "name": "f"}), has_aux=True))(x)
+    torch.testing.assert_close(matrices, torch.cos(x).diag_embed())
+    torch.testing.assert_close(aux["sum"], x.sum(1))
+    assert aux["name"] == "f"

@@ -4,6 +4,7 @@ import functools
 import gc
 import threading
 import weakref
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -97,6 +98,7 @@ def test_constants_of_the_trace_cannot_be_changed_through_the_outputs(backend):
 
 
 def test_a_program_keeps_no_tensor_of_the_call_alive():
+    """Except donated ones, which are empty."""
     g = aten(lambda s, x: {"a": s["a"] + x, "n": s["n"], "sum": x.sum()}, donate_argnums=0)
     h = aten(fg.value_and_grad(lambda x: (x**2).sum()))
     state, x = {"a": torch.ones(3), "n": 2}, torch.ones(3)
@@ -104,7 +106,8 @@ def test_a_program_keeps_no_tensor_of_the_call_alive():
     references = [weakref.ref(v) for v in held if isinstance(v, torch.Tensor)]
     del held, state, x
     gc.collect()
-    assert not any(reference() is not None for reference in references)
+    alive = [reference() for reference in references]
+    assert [x.numel() for x in alive if x is not None] == [0]
 
 
 # Arguments.
@@ -238,3 +241,69 @@ def test_comparisons_of_numbers_combine():
 def test_where_a_number_cannot_be_traced_the_message_says_so(fun, message):
     with pytest.raises(fg.TracingError, match=message):
         aten(fun)(X, 0)
+
+
+def doubled(state):
+    return tree.map(lambda x: 2 * x, state)
+
+
+def test_a_donated_state_that_someone_holds_stays_empty():
+    """The tensors of an old state are used for a new one, but only if nobody has them."""
+    step, held, state = aten(doubled, donate_argnums=0), [], {"a": torch.ones(2), "b": torch.ones(3)}
+    watched = []
+    for i in range(6):
+        if i % 3:
+            held.append(state["a"])
+        watched.append((weakref.ref(state["b"]), state["b"].data_ptr()))
+        state = step(state)
+    torch.testing.assert_close(state, {"a": torch.full((2,), 64.0), "b": torch.full((3,), 64.0)})
+    assert [x.shape for x in held] == [(0,)] * 4
+    assert all(ref() is not state["b"] for ref, _ in watched)
+    assert {address for _, address in watched} == {state["b"].data_ptr()}
+
+
+def test_a_state_that_autograd_holds_is_given_up_all_the_same():
+    step, weight = aten(doubled, donate_argnums=0), torch.ones(2, requires_grad=True)
+    state = [torch.ones(2)]
+    for _ in range(3):
+        state = step(state)
+    product = weight * state[0]  # its graph holds the tensor
+    (new,) = step(state)
+    torch.testing.assert_close(new, torch.full((2,), 16.0))
+    assert state[0].shape == (0,)
+    assert product.shape == (2,)
+
+
+def test_threads_that_share_a_donated_step_keep_their_states_apart():
+    step, found = aten(doubled, donate_argnums=0), {}
+    step([torch.ones(4)])
+
+    def run(name):
+        state = [torch.full((4,), float(name))]
+        for _ in range(50):
+            state = step(state)
+        found[name] = state[0]
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name, x in found.items():
+        torch.testing.assert_close(x, torch.full((4,), name * 2.0**50))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [OrderedDict(b=1.0, a=2.0), {"a": 2.0, "c": 1.0}, {"a": 2.0, "b": [1.0]}, {"a": 2.0, "b": None}, [2.0, 1.0]],
+    ids=["ordered", "key", "list", "none", "sequence"],
+)
+def test_another_structure_is_another_program(other):
+    other = tree.map(torch.tensor, other)
+    step = aten(lambda pair: tree.map(torch.neg, pair))
+    plain = [{"a": torch.tensor(1.0), "b": torch.tensor(2.0)}]
+    for _ in range(2):
+        step(plain)
+    assert tree.equal(step([other]), tree.map(torch.neg, [other]))
+    assert step.traces == 2
+    assert type(step([other])[0]) is type(other)

@@ -101,21 +101,20 @@ def _columns(flat: Callable[..., Any], primals: Primals, chunk_size: int | None)
     basis = _basis(leaves)
     total = sum(x.numel() for x in leaves)
 
-    def push(tangents: tuple[Tensor, ...]) -> tuple[Any, Any, Any]:
+    def push(tangents: tuple[Tensor, ...]) -> tuple[Any, Any]:
         result: Any = torch.func.jvp(flat, leaves, tangents, has_aux=True)
-        out, moved, aux = result
-        return moved, out, aux
+        _, moved, aux = result
+        return moved, aux
 
-    unbatched: Any = (0, None, None)
-    push = torch.func.vmap(push, out_dims=unbatched)
+    push = torch.func.vmap(push)  # out_dims=None would refuse an aux that an outer vmap maps
     step = chunk_size or total
     chunks = [push(tuple(rows[i : i + step] for rows in basis)) for i in range(0, total, step)]
     moved = [torch.cat(parts) for parts in zip(*[chunk[0] for chunk in chunks], strict=True)]
-    _, out, aux = chunks[-1]
+    aux = tuple(x[0] for x in chunks[-1][1])  # the same for all directions
     columns = [list(y.movedim(0, -1).split([x.numel() for x in leaves], -1)) for y in moved]
     return [
-        [part.reshape((*y.shape, *x.shape)) for part, x in zip(parts, leaves, strict=True)]
-        for parts, y in zip(columns, out, strict=True)
+        [part.reshape((*y.shape[1:], *x.shape)) for part, x in zip(parts, leaves, strict=True)]
+        for parts, y in zip(columns, moved, strict=True)
     ], aux
 
 

@@ -182,16 +182,17 @@ class Jitted:
         """Runs the program of this signature; the first call makes it."""
         if is_traced():
             return self._fun(*args, **kwargs)
-        call = self._taken_apart(args, kwargs)
         latest = self._latest
-        if latest is not None and latest.serves(call):
-            return latest.program(call.leaves, laid_out=True)
+        leaves = latest.leaves(args, kwargs) if latest is not None else None
+        if latest is not None and leaves is not None:
+            return latest.program(leaves, laid_out=True)
+        call = self._taken_apart(args, kwargs)
         if requires_gradient(call.leaves):
             return self._fun(*args, **kwargs)
         program = self._program(call)
         if program.requires_gradient():
             return self._fun(*args, **kwargs)
-        self._latest = Recognised.of(call.leaves, call.treedef, program) if call.form.plain else None
+        self._latest = Recognised.of(call.leaves, call.treedef, len(args), program) if call.form.plain else None
         return program(call.dynamic())
 
     def _taken_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:

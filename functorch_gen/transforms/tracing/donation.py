@@ -4,6 +4,8 @@ import bisect
 import functools
 import math
 import operator
+import sys
+import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,7 @@ from functorch_gen.transforms.tracing.graph import layout, output_node
 __all__ = [
     "Distinct",
     "Donation",
+    "are_forgotten",
     "donate",
     "extent_of",
     "is_released",
@@ -190,16 +193,37 @@ def extent_of(x: Tensor) -> int:
     return x.element_size() * (1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True)))
 
 
-def release(given: Sequence[Tensor], nothing: Sequence[Tensor]) -> list[Tensor]:
+def release(given: Sequence[Tensor], nothing: Sequence[Tensor], shells: Sequence[Tensor] = ()) -> list[Tensor]:
     """Moves the memory of tensors to new ones; these are left empty, so that using them fails. Call it under no_grad.
 
     Args:
         nothing: :func:`nothing_like` each of them.
+        shells: tensors released earlier that nobody else holds: they become the new ones, which saves making them.
     """
-    moved = [x.detach() for x in given]
-    for x, empty in zip(given, nothing, strict=True):
+    if not shells:
+        moved = [x.detach() for x in given]
+        for x, empty in zip(given, nothing, strict=True):
+            x.data = empty
+        return moved
+    return [_exchange(x, shell, empty) for x, shell, empty in zip(given, shells, nothing, strict=True)]
+
+
+def _exchange(x: Tensor, shell: Tensor, empty: Tensor) -> Tensor:
+    try:
+        _swap(x, shell)
+    except RuntimeError:  # torch holds ``x`` somewhere
+        shell = x.detach()
         x.data = empty
-    return moved
+    return shell
+
+
+_swap: Any = torch._C._swap_tensor_impl
+_ALONE = max(map(sys.getrefcount, [object()]))
+
+
+def are_forgotten(tensors: Sequence[Tensor]) -> bool:
+    """Whether nobody but the sequence, a list, holds the tensors."""
+    return max(map(sys.getrefcount, tensors), default=0) <= _ALONE and not any(map(weakref.getweakrefcount, tensors))
 
 
 def nothing_like(x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from functorch_gen.transforms.tracing.decompose import TRACING
 from functorch_gen.transforms.tracing.donation import (
     Distinct,
     Donation,
+    are_forgotten,
     donate,
     extent_of,
     nothing_like,
@@ -66,6 +67,7 @@ class Program:
         self._distinct = Distinct(plan.extents, plan.donated)
         self.executable: Executable | None = None
         self._nothing: list[list[Tensor]] | None = None
+        self._shells: list[list[Tensor]] = []  # the leaves that the last call emptied
         self._starting = threading.Lock()
 
     @classmethod
@@ -215,7 +217,7 @@ class Program:
         with torch.no_grad(), torch._C._DisableAutocast():
             results = run(*inputs)
             if self.plan.donated:
-                results = self._hand_over(leaves, inputs, iter(results))
+                results = self._hand_over(leaves, inputs, iter(results), laid_out)
         return self.plan.outputs.get(results)
 
     def _check(self, inputs: Sequence[Tensor]) -> None:
@@ -232,13 +234,17 @@ class Program:
             listed = " and ".join(names[i] for i in shared)
             raise ValueError(f"jit: expected donated buffers to be distinct, got one for {listed}")
 
-    def _hand_over(self, leaves: Sequence[Any], inputs: Sequence[Tensor], returned: Iterator[Tensor]) -> list[Tensor]:
+    def _hand_over(
+        self, leaves: Sequence[Any], inputs: Sequence[Tensor], returned: Iterator[Tensor], laid_out: bool
+    ) -> list[Tensor]:
         sources, unused = self.plan.donation.sources, self.plan.donation.unused
         taken = [i for i in sources if i is not None]
         if self._nothing is None:
             self._nothing = [[nothing_like(leaves[i]) for i in part] for part in (taken, unused)]
-        moved = release([leaves[i] for i in taken], self._nothing[0])
-        if inputs is not leaves:  # a leaf in another layout was copied on its way in
+        given = [leaves[i] for i in taken]
+        moved = release(given, self._nothing[0], self._spare() if laid_out else ())
+        self._shells = [given]
+        if not laid_out:  # a leaf in another layout was copied on its way in
             moved = [x if inputs[i] is leaves[i] else inputs[i] for x, i in zip(moved, taken, strict=True)]
         rest = release([leaves[i] for i in unused], self._nothing[1])
         if config.current().poison_donated:
@@ -247,6 +253,14 @@ class Program:
                 poison(x)
         ready = iter(moved)
         return [next(returned) if i is None else next(ready) for i in sources]
+
+    def _spare(self) -> list[Tensor]:
+        """Tensors that :meth:`_hand_over` may make new ones of; each is given to one call."""
+        try:
+            shells = self._shells.pop()
+        except IndexError:
+            return []
+        return shells if are_forgotten(shells) else []
 
 
 def _enter(x: Any, strides: tuple[int, ...]) -> Tensor:

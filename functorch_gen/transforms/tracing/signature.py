@@ -27,13 +27,15 @@ _Guards: Any = getattr(getattr(_dynamo, "guards", None), "TensorGuards", None)
 class Recognised:
     """The program of the last call, and the quick test whether another call is like it."""
 
-    treedef: TreeDef
+    count: int  # positional arguments
+    treedef: Any
+    dicts: "_Dicts"
     guards: Any
     ambient: Any
     program: Program
 
     @classmethod
-    def of(cls, leaves: Sequence[Any], treedef: TreeDef, program: Program) -> "Recognised | None":
+    def of(cls, leaves: Sequence[Any], treedef: TreeDef, count: int, program: Program) -> "Recognised | None":
         """None if the leaves are not all plain tensors, in the layout of the trace."""
         if _Guards is None or not leaves or any(type(x) is not Tensor or x.requires_grad for x in leaves):
             return None
@@ -41,18 +43,44 @@ class Recognised:
             return None
         sizes, strides = [list(x.shape) for x in leaves], [list(x.stride()) for x in leaves]
         guards = _Guards(*leaves, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
-        return cls(treedef, guards, ambient(), program)
+        return cls(count, treedef, _dicts(treedef), guards, ambient(), program)
 
-    def serves(self, call: Any) -> bool:
-        """Whether the call can go to the program as it is."""
-        return (
-            call.form.plain
-            and self.treedef == call.treedef
-            and self.guards.check(*call.leaves)
+    def leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
+        """The leaves of a call, if it can go to the program as it is."""
+        if kwargs or len(args) != self.count:
+            return None
+        arguments = [*args], {}
+        try:
+            found = self.treedef.flatten_up_to(arguments)  # a tenth of the time that it takes without a structure
+        except ValueError:
+            return None
+        served = (
+            self.guards.check(*found)
+            and _has_dicts(arguments, self.dicts)
             and self.ambient == ambient()
             and forward_ad._current_level < 0
             and not self.program.requires_gradient()
         )
+        return found if served else None
+
+
+_Dicts = tuple[type, list[tuple[Any, "_Dicts"]]]
+
+
+def _dicts(treedef: Any) -> _Dicts:
+    """The types of the containers on the way to every dict: ``flatten_up_to`` takes one kind of dict for another."""
+    children = zip(treedef.entries(), treedef.children(), strict=True) if _is_indexed(treedef.type) else ()
+    inner = [(entry, _dicts(child)) for entry, child in children if child.type is not None]
+    return treedef.type, [(entry, dicts) for entry, dicts in inner if dicts[1] or issubclass(dicts[0], dict)]
+
+
+def _is_indexed(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, tuple | list | dict)
+
+
+def _has_dicts(x: Any, dicts: _Dicts) -> bool:
+    kind, inner = dicts
+    return type(x) is kind and all(_has_dicts(x[entry], below) for entry, below in inner)
 
 
 def explain_retrace(name: str, key: Any, known: Sequence[Any], leaf_names: Sequence[str]) -> None:

@@ -102,6 +102,8 @@ class _Watch(TorchDispatchMode):
             for argument in func._schema.arguments:
                 if argument.alias_info is not None and argument.alias_info.is_write:
                     self._check_write(func, given.get(argument.name))
+        if func is torch.ops.aten._to_copy.default:
+            kwargs = _on_a_device(args[0], kwargs)
         result = func(*args, **kwargs)
         self._recorder.record(sys._getframe(1))
         return result
@@ -114,6 +116,13 @@ class _Watch(TorchDispatchMode):
                 raise TracingError(
                     f"{name} writes to {kind} in place; return the new value, and donate_argnums the old"
                 )
+
+
+def _on_a_device(x: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keeps a sum on its device. torch finds its type on the meta device if one summand is a tangent known to be zero,
+    and under vmap of a fake tensor copies the other summand there."""
+    leaks = kwargs.keys() >= {"dtype", "layout", "device"} and kwargs["device"].type == "meta"
+    return {**kwargs, "device": x.device} if leaks and kwargs["dtype"] == x.dtype else kwargs
 
 
 def _given(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
