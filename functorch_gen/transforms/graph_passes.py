@@ -8,6 +8,8 @@ import torch
 from torch import fx
 from torch._higher_order_ops.scan import scan_op
 
+from functorch_gen.transforms.known_zeros import fold_zeros
+
 __all__ = ["prune", "repair"]
 
 _ATEN = torch.ops.aten
@@ -58,6 +60,7 @@ def _read(given: Sequence[fx.Node], inputs: Sequence[fx.Node], at_least: int = 0
 
 def repair(module: fx.GraphModule) -> None:
     """Makes a graph right where torch's forward mode leaves one that is right only as it was traced."""
+    fold_zeros(module.graph)
     _read_inputs_anywhere(module.graph)
     _write_to_own_memory(module.graph)
     module.recompile()

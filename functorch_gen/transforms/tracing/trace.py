@@ -16,6 +16,7 @@ from functorch_gen.transforms.arguments import Outputs
 from functorch_gen.transforms.context import outside_inference
 from functorch_gen.transforms.effects import thread_effects
 from functorch_gen.transforms.graph_passes import prune, repair
+from functorch_gen.transforms.known_zeros import Fakes
 from functorch_gen.transforms.tracing.errors import TracingError, explain
 from functorch_gen.transforms.tracing.numbers import TracedNumber, number_dtype
 from functorch_gen.transforms.tracing.sites import Recorder
@@ -54,7 +55,7 @@ def trace(fun: Callable[..., Tree], leaves: Sequence[Any]) -> Trace:
             result = fun(*arguments)
         return outputs.put(tree.map(lambda x: x.value if isinstance(x, TracedNumber) else x, result))
 
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = Fakes(allow_non_fake_inputs=True)
     with mode:
         inputs = [_fake(x) for x in leaves]
     try:
@@ -102,8 +103,6 @@ class _Watch(TorchDispatchMode):
             for argument in func._schema.arguments:
                 if argument.alias_info is not None and argument.alias_info.is_write:
                     self._check_write(func, given.get(argument.name))
-        if func is torch.ops.aten._to_copy.default:
-            kwargs = _on_a_device(args[0], kwargs)
         result = func(*args, **kwargs)
         self._recorder.record(sys._getframe(1))
         return result
@@ -116,13 +115,6 @@ class _Watch(TorchDispatchMode):
                 raise TracingError(
                     f"{name} writes to {kind} in place; return the new value, and donate_argnums the old"
                 )
-
-
-def _on_a_device(x: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Keeps a sum on its device. torch finds its type on the meta device if one summand is a tangent known to be zero,
-    and under vmap of a fake tensor copies the other summand there."""
-    leaks = kwargs.keys() >= {"dtype", "layout", "device"} and kwargs["device"].type == "meta"
-    return {**kwargs, "device": x.device} if leaks and kwargs["dtype"] == x.dtype else kwargs
 
 
 def _given(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
