@@ -449,3 +449,22 @@ def test_jacfwd_returns_an_aux_that_is_mapped():
     torch.testing.assert_close(matrices, torch.cos(x).diag_embed())
     torch.testing.assert_close(aux["sum"], x.sum(1))
     assert aux["name"] == "f"
+
+
+@pytest.mark.parametrize("name", ["silu", "group_norm"])
+def test_second_derivatives_hold_where_torch_does_not_record(name):
+    """torch's backward formulas have derivatives of their own only in the mode that records."""
+    functions = {"silu": torch.nn.functional.silu, "group_norm": lambda x: torch.group_norm(x.reshape(1, 4, 1), 2)}
+    x, v = torch.linspace(-1, 2, 4, dtype=F64), torch.tensor([0.3, -1.0, 0.5, 0.2], dtype=F64)
+
+    def f(x):
+        return functions[name](x).sin().sum()
+
+    expected, h = fg.hessian(f)(x), 1e-5
+    slope = (fg.grad(f)(x + h * v) - fg.grad(f)(x - h * v)) / (2 * h)
+    torch.testing.assert_close(expected @ v, slope, rtol=1e-7, atol=1e-8)  # h^2 f'''' / 6 and 1e-16 / h
+    torch.testing.assert_close(fg.jit(fg.hessian(f), backend="aten")(x), expected)
+    pushed = fg.jit(lambda x: fg.jvp(lambda x: fg.jvp(f, (x,), (v,))[1], (x,), (v,))[1], backend="aten")(x)
+    torch.testing.assert_close(pushed, v @ expected @ v)
+    with torch.no_grad():
+        torch.testing.assert_close(fg.hessian(f)(x), expected)

@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import grad, hessian, jvp, vmap
+from zoo_case import Draw
 
 from functorch_gen import nn, random, tree
 
@@ -263,3 +264,17 @@ def test_multi_head_attention_names_the_argument_of_the_wrong_size() -> None:
 def test_lists_of_sizes_become_tuples() -> None:
     assert nn.Conv2d(1, 1, [3, 3]) == nn.Conv2d(1, 1, (3, 3))
     assert hash(nn.LayerNorm([2, 3])) == hash(nn.LayerNorm((2, 3)))
+
+
+def test_layer_norm_has_the_right_second_derivatives() -> None:
+    """torch's own has not: its forward rule takes mean and variance for constants."""
+    layer, draw = nn.LayerNorm(4), Draw(0)
+    params, x, v, weights = {"weight": draw(4), "bias": draw(4)}, draw(2, 4), draw(2, 4), draw(2, 4)
+
+    def f(x):
+        return (weights * layer(params, x)).sin().sum()
+
+    h = 1e-5
+    slope = (grad(f)(x + h * v) - grad(f)(x - h * v)) / (2 * h)
+    for found in (grad(lambda x: jvp(f, (x,), (v,))[1])(x), (hessian(f)(x) * v).sum((-2, -1))):
+        torch.testing.assert_close(found, slope, rtol=1e-7, atol=1e-8)  # h^2 f'''' / 6 and 1e-16 / h

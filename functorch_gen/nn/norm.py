@@ -10,6 +10,7 @@ from torch import Tensor
 
 from functorch_gen.check import check_shape
 from functorch_gen.nn.sizes import check_nonnegative, check_sizes, freeze, per_axis
+from functorch_gen.transforms.context import is_transformed
 from functorch_gen.typing import Key, Params
 
 __all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
@@ -92,7 +93,20 @@ class LayerNorm:
         _check_last_axes(x, shape, "LayerNorm: x")
         weight = params["weight"] if self.elementwise_affine else None
         bias = params["bias"] if self.elementwise_affine and self.bias else None
-        return F.layer_norm(x, shape, weight, bias, self.eps)
+        return _layer_norm(x, shape, weight, bias, self.eps)
+
+
+def _layer_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Inside a transform the formula written out: torch's own operation has a wrong derivative of its derivative there
+    (its forward rule takes mean and variance for constants, so that ``grad`` of ``jvp`` lacks terms)."""
+    if not is_transformed():
+        return F.layer_norm(x, shape, weight, bias, eps)
+    axes = tuple(range(-len(shape), 0))
+    h = x.to(torch.promote_types(x.dtype, torch.float32))
+    h = h - h.mean(axes, keepdim=True)
+    y = (h * torch.rsqrt(h.square().mean(axes, keepdim=True) + eps)).to(x.dtype)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
 
 
 @dataclass(frozen=True)

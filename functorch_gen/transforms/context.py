@@ -15,6 +15,7 @@ _functorch: Any = torch._C._functorch  # type: ignore[attr-defined]  # a C modul
 
 __all__ = [
     "ambient",
+    "differentiating",
     "is_differentiable",
     "is_inference",
     "is_mapped",
@@ -76,6 +77,17 @@ def outside_inference() -> contextlib.AbstractContextManager[Any]:
     if torch.compiler.is_dynamo_compiling() or not torch.is_inference_mode_enabled():
         return contextlib.nullcontext()
     return torch.inference_mode(False)
+
+
+def differentiating() -> contextlib.AbstractContextManager[Any]:
+    """Modes in which a derivative can be differentiated again: outside inference mode, and inside a transform outside
+    ``no_grad``, where torch takes formulas for the backward pass that have no derivative themselves."""
+    if torch.compiler.is_dynamo_compiling() or not torch._C._are_functorch_transforms_active():
+        return outside_inference()
+    modes = contextlib.ExitStack()
+    modes.enter_context(outside_inference())
+    modes.enter_context(torch.enable_grad())
+    return modes
 
 
 def ambient() -> tuple[Any, ...]:

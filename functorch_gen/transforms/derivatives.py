@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functorch_gen.transforms.context import is_differentiable
+from functorch_gen.transforms.context import differentiating, is_differentiable
 
 __all__ = ["Flat", "dense_output", "pull_back", "push_forward"]
 
@@ -75,7 +75,8 @@ def push_forward(
             outputs = tuple(flat(*xs))
             return outputs, tuple(torch.zeros_like(y) for y in outputs if is_differentiable(y))
         primals = tuple(dense_output(xs[i]) for i in at)
-        pushed: Any = torch.func.jvp(_at(flat, at, xs), primals, tuple(dense_output(t) for t in tangents))
+        with differentiating():
+            pushed: Any = torch.func.jvp(_at(flat, at, xs), primals, tuple(dense_output(t) for t in tangents))
         outputs, moved = pushed
         return outputs, tuple(t for y, t in zip(outputs, moved, strict=True) if is_differentiable(y))
 

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from functorch_gen import tree
 from functorch_gen.transforms.arguments import Outputs, dense, primals_of, tangents_of
-from functorch_gen.transforms.context import is_differentiable, is_inference, is_nested, is_traced, outside_inference
+from functorch_gen.transforms.context import (
+    differentiating,
+    is_differentiable,
+    is_inference,
+    is_nested,
+    is_traced,
+    outside_inference,
+)
 from functorch_gen.typing import Tree
 
 __all__ = ["jvp", "linearize"]
@@ -44,7 +51,7 @@ def jvp(fun: Callable[..., Any], primals: tuple[Tree, ...], tangents: tuple[Tree
         tangents_out = [torch.zeros_like(x) for x in values]
     else:
         leaves = tuple(dense(x) for x in picked.leaves)
-        with outside_inference():
+        with differentiating():
             pushed: Any = torch.func.jvp(flat, leaves, tuple(dense(v) for v in directions), has_aux=True)
         values, tangents_out, aux = pushed
     out, tangent_out = outputs.get(values), outputs.get(tangents_out)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from functorch_gen import tree
 from functorch_gen.transforms.arguments import Outputs, Primals, check_outputs, primals_of
-from functorch_gen.transforms.context import is_differentiable, is_inference, is_nested, outside_inference
+from functorch_gen.transforms.context import differentiating, is_differentiable, is_inference, is_nested
 from functorch_gen.typing import Tree
 
 __all__ = ["grad", "stop_gradient", "value_and_grad", "vjp"]
@@ -42,7 +42,7 @@ def value_and_grad(
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         primals = primals_of("grad", fun, args, kwargs, argnums)
         engine = _functorch if is_nested((args, kwargs)) or is_inference(primals.leaves) else _autograd
-        with outside_inference():
+        with differentiating():
             value, aux, grads = engine(primals, has_aux)
         grads = tree.unflatten(primals.treedef, grads)
         return ((value, aux), grads) if has_aux else (value, grads)
@@ -149,7 +149,7 @@ def vjp(fun: Callable[..., Any], *primals: Tree, has_aux: bool = False) -> Any:
         check_outputs("vjp", out)
         return outputs.put(out), extra.put(aux)
 
-    with outside_inference():
+    with differentiating():
         pulled: Any = torch.func.vjp(flat, *picked.leaves, has_aux=True)
     values, pull, aux = pulled
     out = outputs.get(values)
@@ -159,7 +159,7 @@ def vjp(fun: Callable[..., Any], *primals: Tree, has_aux: bool = False) -> Any:
         cotangents = tuple(
             c for x, c in zip(tree.leaves(out), tree.leaves(cotangent), strict=True) if isinstance(x, Tensor)
         )
-        with outside_inference():
+        with differentiating():
             return tree.unflatten(picked.treedef, pull(cotangents))
 
     return (out, vjp_fun, extra.get(aux)) if has_aux else (out, vjp_fun)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from functorch_gen import tree
 from functorch_gen.transforms.arguments import Outputs, Primals, check_outputs, dense, primals_of
-from functorch_gen.transforms.context import outside_inference
+from functorch_gen.transforms.context import differentiating
 from functorch_gen.transforms.forward import jvp
 from functorch_gen.transforms.gradient import grad
 from functorch_gen.typing import Tree
@@ -72,7 +72,7 @@ def _jacobian(
             return outputs.put(out), extra.put(aux)
 
         if any(x.numel() for x in primals.leaves):
-            with outside_inference():
+            with differentiating():
                 matrix, aux = entries(flat, primals, chunk_size)  # one list over inputs for each output
         else:
             out, aux = flat(*primals.leaves)
