@@ -104,7 +104,9 @@ CASES = [*TORCH_CASES, *OWN_CASES]
 def reference(layer: Any) -> torch.nn.Module:
     """The module of ``torch.nn`` with the layer's fields, in float64."""
     name = type(layer).__name__
-    sizes = {field.name: getattr(layer, field.name) for field in fields(layer) if field.name != "gain"}
+    sizes = {
+        field.name: getattr(layer, field.name) for field in fields(layer) if field.name not in {"gain", "num_kv_heads"}
+    }
     if isinstance(layer, nn.MultiHeadAttention):
         return torch.nn.MultiheadAttention(**sizes, batch_first=True, dtype=torch.float64)
     return getattr(torch.nn, name)(**sizes).double()

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -162,18 +161,6 @@ def test_sequential_draws_only_when_a_member_does() -> None:
 # Bad input.
 
 
-@dataclass(frozen=True)
-class Stateful:
-    def init(self, key: Tensor) -> dict[str, Any]:
-        return {}
-
-    def init_state(self) -> dict[str, Any]:
-        return {}
-
-    def __call__(self, params: Any, state: Any, x: Tensor, *, train: bool, key: Any = None) -> tuple[Tensor, Any]:
-        return x, state
-
-
 BAD_SIZES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: nn.Linear(0, 2), ValueError, "Linear: expected in_features >= 1, got 0"),
     (lambda: nn.Linear(2, 2.5), TypeError, "Linear: expected out_features to be an int"),
@@ -213,7 +200,6 @@ BAD_SIZES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     ),
     (lambda: nn.Sequential(nn.Linear), TypeError, "Sequential: expected a layer of this package or a function at 0"),
     (lambda: nn.Sequential(torch.nn.ReLU()), TypeError, "Sequential: expected a layer of this package or a function"),
-    (lambda: nn.Sequential(Stateful()), TypeError, "Sequential: expected layers without state, got Stateful at 0"),
 ]
 
 

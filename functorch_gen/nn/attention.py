@@ -1,178 +1,120 @@
-"""Scaled dot-product attention and the multi-head layer around it."""
+"""Scaled dot-product attention."""
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
-from functorch_gen.check import check_shape
+from functorch_gen.check import check_floating, check_shape
+from functorch_gen.nn.attention_kernels import fits_kernel
 from functorch_gen.nn.dropout import Dropout
-from functorch_gen.nn.init import fan_in_uniform, xavier_uniform
-from functorch_gen.nn.parts import name_key
-from functorch_gen.nn.sizes import check_nonnegative, check_sizes
-from functorch_gen.typing import Key, Params
+from functorch_gen.nn.fused_attention import fused_attention
+from functorch_gen.nn.softmax_attention import Setting, attend, attention_weights
+from functorch_gen.typing import Key
 
-__all__ = ["MultiHeadAttention", "attention"]
+__all__ = ["attention"]
 
 
 def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    *,
     mask: Tensor | None = None,
+    *,
     is_causal: bool = False,
     scale: float | None = None,
     dropout: float = 0.0,
     key: Key | None = None,
 ) -> Tensor:
-    """softmax(scale q k^T + mask) v: (..., l, d), (..., s, d), (..., s, e) -> (..., l, e).
+    """softmax(scale q k^T + mask) v: (..., h, l, d), (..., h, s, d), (..., h, s, e) -> (..., h, l, e).
 
-    Equals ``F.scaled_dot_product_attention``, by formulas that have every derivative in every mode (torch's fused
-    CPU kernel has no forward mode and no second derivative). A query that may attend to nothing gets zeros.
+    Equals ``F.scaled_dot_product_attention``, by the same fused kernels forward and backward, and has what they have
+    not: forward mode, derivatives of every order, and a batch rule for ``vmap``. A query that may attend to nothing
+    gets zeros. Leading axes broadcast; q, k and v may be plain matrices.
 
     Args:
-        mask: broadcastable to (..., l, s): bool, True where the query may attend; or floating, added to the scores.
-        is_causal: query i attends to the keys 0 .. i only; may be combined with ``mask``.
+        k: may have fewer heads than q, a divisor of its number: each serves as many queries (grouped queries).
+        mask: broadcastable to (..., h, l, s): bool, True where the query may attend; or floating, added to the scores,
+            and differentiable.
+        is_causal: query i attends to the keys 0 .. i only, counted from the first of both, whatever l and s are (as
+            in torch); may be combined with ``mask``.
         scale: 1 / sqrt(d) when None.
-        dropout: probability of dropping an attention weight, when ``key`` is given.
-    Source: Vaswani et al. 2017, eq. 1, arXiv:1706.03762.
+        dropout: probability of dropping an attention weight, when ``key`` is given. The weights are then written out.
+    Raises:
+        ValueError: if shapes do not fit together; names the argument.
+        TypeError: if q, k and v are not floating tensors of one dtype.
+
+    Source: Vaswani et al. 2017, eq. 1, arXiv:1706.03762; the kernels: Dao et al. 2022, arXiv:2205.14135; grouped
+    queries: Ainslie et al. 2023, arXiv:2305.13245.
 
     >>> attention(torch.zeros(1, 2), torch.ones(2, 2), torch.tensor([[1.0], [3.0]]))
     tensor([[2.]])
     """
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    scores = (scale * q) @ k.mT
-    if mask is not None and mask.dtype != torch.bool:
-        scores = scores + mask
-    allowed = _allowed(mask, is_causal, scores)
-    if allowed is None:
-        weights = scores.softmax(-1)
-    else:  # a finite stand-in for -inf: a row without any key must not give 0 / 0
-        weights = torch.where(allowed, scores, torch.finfo(scores.dtype).min).softmax(-1)
-        weights = torch.where(allowed, weights, 0.0)
-    return Dropout(dropout)({}, weights, key=key) @ v
+    _check(q, k, v)
+    q, k, v = _with_equal_heads(q, k, v)
+    mask = None if mask is None else _additive(mask, q, k)
+    setting = Setting(is_causal, 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale))
+    if key is not None and dropout:
+        return Dropout(dropout)({}, attention_weights(q, k, mask, setting).to(v.dtype), key=key) @ v
+    if not fits_kernel(q, k, v):
+        return attend(q, k, v, mask, setting)
+    if torch.compiler.is_dynamo_compiling():  # it cannot trace a rule for forward mode
+        return _for_dynamo(q, k, v, mask, setting)
+    return fused_attention(q, k, v, mask, setting)
 
 
-def _allowed(mask: Tensor | None, is_causal: bool, scores: Tensor) -> Tensor | None:
-    """Where a query may attend: broadcastable to (..., l, s) bool; None is everywhere."""
-    allowed = mask if mask is None or mask.dtype == torch.bool else mask > -math.inf
-    if not is_causal:
-        return allowed
-    causal = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    return causal if allowed is None else allowed & causal
+def _for_dynamo(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, setting: Setting) -> Tensor:
+    """torch's own where only a first derivative can follow, formulas inside a transform."""
+    both = mask is not None and setting.is_causal  # which torch refuses
+    if both or torch._C._are_functorch_transforms_active():
+        return attend(q, k, v, mask, setting)
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=setting.is_causal, scale=setting.scale)
 
 
-@dataclass(frozen=True)
-class MultiHeadAttention:
-    """Attention in ``num_heads`` subspaces: (..., l, embed_dim) -> (..., l, embed_dim).
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+    d = check_shape(q, "... l d", "attention: q")["d"]
+    s = check_shape(k, "... s d", "attention: k", d=d)["s"]
+    check_shape(v, "... s e", "attention: v", s=s)
+    check_floating(q, "attention: q")
+    if not q.dtype == k.dtype == v.dtype:
+        raise TypeError(f"attention: expected k and v of q's dtype {q.dtype}, got {k.dtype} and {v.dtype}")
 
-    Equals ``torch.nn.MultiheadAttention`` with ``batch_first=True``, parameter names and initial distribution
-    included; takes any leading axes. With ``context`` (..., s, kdim) it is cross-attention.
 
-    Args:
-        kdim: last size of ``context``; embed_dim when None.
-        vdim: last size of ``value``; embed_dim when None.
-        gain: scales the initial output projection; with 0 the layer starts as the zero map.
-    Source: Vaswani et al. 2017, section 3.2.2, arXiv:1706.03762.
+def _with_equal_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All with the same leading axes: k and v repeated for their group of queries, then broadcast."""
+    if q.shape[:-2] == k.shape[:-2] == v.shape[:-2]:
+        return q, k, v
+    k, v = _repeat_heads(k, q, "k"), _repeat_heads(v, q, "v")
+    try:
+        leading = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    except RuntimeError as error:
+        shapes = f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
+        raise ValueError(f"attention: expected leading axes of q, k and v that broadcast, got {shapes}") from error
+    q, k, v = (x.expand(*leading, *x.shape[-2:]) for x in (q, k, v))
+    return q, k, v
 
-    >>> from functorch_gen import random
-    >>> layer = MultiHeadAttention(8, num_heads=2, kdim=3, vdim=3)
-    >>> params = layer.init(random.key(0))
-    >>> layer(params, torch.ones(5, 4, 8), torch.ones(5, 7, 3)).shape
-    torch.Size([5, 4, 8])
-    """
 
-    embed_dim: int
-    num_heads: int
-    dropout: float = 0.0
-    bias: bool = True
-    kdim: int | None = field(default=None, kw_only=True)
-    vdim: int | None = field(default=None, kw_only=True)
-    gain: float = field(default=1.0, kw_only=True)
+def _repeat_heads(x: Tensor, q: Tensor, name: str) -> Tensor:
+    heads, queries = (y.shape[-3] if y.ndim > 2 else 1 for y in (x, q))
+    if heads in (1, queries) or queries == 1:
+        return x
+    if queries % heads:
+        raise ValueError(f"attention: expected the {queries} heads of q divisible by those of {name}, got {heads}")
+    return x.repeat_interleave(queries // heads, -3)
 
-    def __post_init__(self) -> None:
-        e, kdim, vdim = self._dims
-        check_sizes("MultiHeadAttention", embed_dim=e, num_heads=self.num_heads, kdim=kdim, vdim=vdim)
-        check_nonnegative("MultiHeadAttention", gain=self.gain)
-        if e % self.num_heads:
-            raise ValueError(f"MultiHeadAttention: expected embed_dim divisible by num_heads={self.num_heads}, got {e}")
-        if not 0 <= self.dropout <= 1:
-            raise ValueError(f"MultiHeadAttention: expected 0 <= dropout <= 1, got {self.dropout}")
 
-    @property
-    def draws(self) -> bool:
-        """Whether a call with a key draws from it."""
-        return self.dropout > 0
-
-    @property
-    def _dims(self) -> tuple[int, int, int]:
-        """Last sizes of query, context and value."""
-        e = self.embed_dim
-        return e, e if self.kdim is None else self.kdim, e if self.vdim is None else self.vdim
-
-    @property
-    def _packed(self) -> bool:
-        """Whether the three projections are one matrix, as torch has them when the sizes are equal."""
-        return set(self._dims) == {self.embed_dim}
-
-    def init(self, key: Key) -> Params:
-        """Projections by Glorot's uniform law, the output's by that of :class:`Linear`; biases zero.
-
-        ``in_proj_weight`` (3 e, e), or ``q_proj_weight`` (e, e), ``k_proj_weight`` (e, kdim), ``v_proj_weight``
-        (e, vdim) when the sizes differ; ``in_proj_bias`` (3 e,); ``out_proj.weight`` (e, e), ``out_proj.bias`` (e,).
-        """
-        e = self.embed_dim
-        if self._packed:
-            shapes = {"in_proj_weight": (3 * e, e)}
-        else:
-            shapes = {f"{name}_proj_weight": (e, size) for name, size in zip("qkv", self._dims)}
-        params: Params = {name: xavier_uniform(name_key(key, name), shape) for name, shape in shapes.items()}
-        out = {"weight": fan_in_uniform(name_key(key, "out_proj"), (e, e), e, self.gain)}
-        if self.bias:
-            params["in_proj_bias"] = torch.zeros(3 * e, device=key.device)
-            out["bias"] = torch.zeros(e, device=key.device)
-        return {**params, "out_proj": out}
-
-    def __call__(
-        self,
-        params: Params,
-        x: Tensor,
-        context: Tensor | None = None,
-        value: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-        is_causal: bool = False,
-        key: Key | None = None,
-    ) -> Tensor:
-        """(..., l, embed_dim), context (..., s, kdim), value (..., s, vdim) -> (..., l, embed_dim).
-
-        Args:
-            context: what is attended to; ``x`` when None.
-            value: what is averaged; ``context`` when None.
-            mask: broadcastable to (..., num_heads, l, s), see :func:`attention`; a padding mask (b, s) of the keys
-                goes in as ``rearrange(mask, "b s -> b 1 1 s")``. True means "attend" (torch's layer has it reversed).
-        """
-        context = x if context is None else context
-        value = context if value is None else value
-        for argument, tensor, size in zip(("x", "context", "value"), (x, context, value), self._dims):
-            check_shape(tensor, "... n e", f"MultiHeadAttention: {argument}", e=size)
-        q, k, v = [
-            rearrange(F.linear(tensor, weight, bias), "... n (h d) -> ... h n d", h=self.num_heads)
-            for tensor, (weight, bias) in zip((x, context, value), self._projections(params))
-        ]
-        y = attention(q, k, v, mask=mask, is_causal=is_causal, dropout=self.dropout, key=key)
-        out = params["out_proj"]
-        return F.linear(rearrange(y, "... h n d -> ... n (h d)"), out["weight"], out["bias"] if self.bias else None)
-
-    def _projections(self, params: Params) -> list[tuple[Tensor, Tensor | None]]:
-        """Weight and bias of query, key and value."""
-        if self._packed:
-            weights = params["in_proj_weight"].chunk(3)
-        else:
-            weights = [params[f"{name}_proj_weight"] for name in "qkv"]
-        biases = params["in_proj_bias"].chunk(3) if self.bias else (None, None, None)
-        return list(zip(weights, biases))
+def _additive(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """The mask as numbers to be added to the scores, with as many axes as they have."""
+    scores = (*q.shape[:-1], k.shape[-2])
+    missing = q.ndim - mask.ndim
+    fits = missing >= 0 and all(n in (1, m) for n, m in zip(mask.shape, scores[missing:], strict=True))
+    if not fits:
+        raise ValueError(f"attention: mask: expected a shape that broadcasts to {scores}, got {tuple(mask.shape)}")
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -math.inf)
+    elif not mask.is_floating_point():
+        raise TypeError(f"attention: mask: expected bool or floating numbers, got {mask.dtype}")
+    elif q.dtype in (torch.float64, torch.float32) or mask.dtype != torch.float32:
+        mask = mask.to(q.dtype)
+    return mask[(None,) * missing]

@@ -2,14 +2,24 @@
 
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
-from functorch_gen import random
+from functorch_gen import random, tree
+from functorch_gen.check import check_shape
 from functorch_gen.typing import Key, Layer, Params, State, StatefulLayer
 
-__all__ = ["Bound", "draws", "init_parts", "init_state_parts", "name_key"]
+__all__ = [
+    "Bound",
+    "MissingEntry",
+    "check_state",
+    "draws",
+    "init_parts",
+    "init_state_parts",
+    "is_stateful",
+    "name_key",
+]
 
 
 def name_key(key: Key, name: str) -> Key:
@@ -42,13 +52,62 @@ def init_parts(parts: Mapping[str, Layer], key: Key) -> Params:
 
 
 def init_state_parts(parts: Mapping[str, Layer]) -> State:
-    """State of every stateful part under its name; stateless parts have no entry.
+    """State of every stateful part under its name; a part that keeps none has no entry.
 
     >>> from functorch_gen import nn
-    >>> init_state_parts({"head": nn.Linear(3, 2)})
-    {}
+    >>> state = init_state_parts({"norm": nn.BatchNorm1d(3), "head": nn.Linear(3, 2)})
+    >>> {name: sorted(part) for name, part in state.items()}
+    {'norm': ['num_batches_tracked', 'running_mean', 'running_var']}
     """
-    return {name: layer.init_state() for name, layer in parts.items() if isinstance(layer, StatefulLayer)}
+    state = {name: layer.init_state() for name, layer in parts.items() if is_stateful(layer)}
+    return {name: part for name, part in state.items() if tree.leaves(part)}
+
+
+def is_stateful(layer: Any) -> TypeGuard[StatefulLayer]:
+    """Whether a layer is called ``layer(params, state, x, *, train, key=None) -> (y, state)``: it has ``init_state``.
+
+    >>> from functorch_gen import nn
+    >>> is_stateful(nn.BatchNorm1d(3)), is_stateful(nn.Linear(3, 2))
+    (True, False)
+    """
+    return hasattr(layer, "init_state")
+
+
+class MissingEntry(KeyError):
+    """Parameters or state lack an entry. Each composite layer on the way out puts its part's name before the path."""
+
+    def __init__(self, name: str, wanted: str, path: str, found: str):
+        super().__init__(name, wanted, path, found)
+
+    def __str__(self) -> str:
+        name, wanted, path, found = self.args
+        return f"{name}: expected {wanted} {path!r}, got only {found}"
+
+    def within(self, part: str) -> "MissingEntry":
+        """The same, seen from the layer that has the part."""
+        name, wanted, path, found = self.args
+        return MissingEntry(name, wanted, f"{part}.{path}", found)
+
+
+def check_state(state: State, patterns: Mapping[str, str], name: str, **sizes: int) -> None:
+    """Checks that a layer's state is a dict with these entries, of these shapes (:func:`check.check_shape`).
+
+    Raises:
+        TypeError: if it is no dict, or an entry no tensor.
+        KeyError: if an entry is missing; names it.
+        ValueError: if an entry has another shape.
+
+    >>> check_state({"u": torch.zeros(3)}, {"u": "h"}, "SpectralNorm", h=2)
+    Traceback (most recent call last):
+        ...
+    ValueError: SpectralNorm: state 'u': expected shape (h=2,), got (3,)
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"{name}: expected state to be a dict with {', '.join(patterns)}, got {type(state).__name__}")
+    for entry, pattern in patterns.items():
+        if entry not in state:
+            raise MissingEntry(name, "state", entry, str(sorted(state)))
+        check_shape(state[entry], pattern, f"{name}: state {entry!r}", **sizes)
 
 
 def draws(layer: Any) -> bool:
@@ -78,7 +137,9 @@ class Bound:
 
     Raises:
         AttributeError: if a part is called that the layer does not name.
-        KeyError: if the parameters or the state of a part are missing; names it.
+        KeyError: if the parameters or the state of a part are missing; names its path.
+        TypeError: if ``state`` is no dict; if a stateful part is called and ``train`` was not given, or does not return
+            a pair.
 
     >>> from functorch_gen import nn
     >>> parts = {"hidden": nn.Linear(3, 4), "head": nn.Linear(4, 2)}
@@ -94,8 +155,10 @@ class Bound:
         *,
         state: State = None,
         key: Key | None = None,
-        train: bool = False,
+        train: bool | None = None,
     ):
+        if state is not None and not isinstance(state, Mapping):
+            raise TypeError(f"Bound: expected state to be a dict of the parts' states, got {type(state).__name__}")
         self._parts, self._params, self._key, self._train = parts, params, key, train
         self._calls: dict[str, int] = {}
         self.state: State = {} if state is None else dict(state)
@@ -117,26 +180,35 @@ class Bound:
     def _call(self, name: str, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         layer: Any = self._parts[name]
         options.setdefault("key", self._part_key(name, layer))
-        stateful = hasattr(layer, "init_state")
-        if stateful:
-            if name not in self.state:
-                raise KeyError(f"Bound: expected state for part {name!r}, got only {sorted(self.state)}")
-            inputs = (self.state[name], *inputs)
-            options.setdefault("train", self._train)
-        result = self._apply(name, layer, inputs, options)
-        if stateful:
-            result, self.state[name] = result
-        return result
+        if not is_stateful(layer):
+            return self._apply(name, layer, inputs, options)
+        options.setdefault("train", self._train)
+        if options["train"] is None:
+            raise TypeError(f"Bound: expected train=True or train=False for the stateful part {name!r}, got none")
+        result = self._apply(name, layer, (self._part_state(name, layer), *inputs), options)
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise TypeError(f"Bound: expected part {name!r} to return (y, state), got {type(result).__name__}")
+        y, state = result
+        if name in self.state or tree.leaves(state):
+            self.state[name] = state
+        return y
 
     def _apply(self, name: str, layer: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        if name in self._params:
-            return layer(self._params[name], *inputs, **options)
-        try:  # a part without parameters has no entry
-            return layer({}, *inputs, **options)
+        try:
+            return layer(self._params.get(name, {}), *inputs, **options)  # a part without parameters has no entry
+        except MissingEntry as error:
+            raise error.within(name) from error
         except KeyError as error:
-            raise KeyError(
-                f"Bound: expected parameters for part {name!r}, got only those of {sorted(self._params)}"
-            ) from error
+            if name in self._params:
+                raise
+            raise MissingEntry("Bound", "parameters for part", name, f"those of {sorted(self._params)}") from error
+
+    def _part_state(self, name: str, layer: Any) -> State:
+        if name in self.state:
+            return self.state[name]
+        if tree.leaves(layer.init_state()):
+            raise MissingEntry("Bound", "state for part", name, f"that of {sorted(self.state)}")
+        return {}
 
     def _part_key(self, name: str, layer: Any) -> Key | None:
         n = self._calls.get(name, 0)

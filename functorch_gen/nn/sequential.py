@@ -11,9 +11,9 @@ from torch import Tensor
 
 from functorch_gen.nn.dropout import Dropout
 from functorch_gen.nn.linear import Linear
-from functorch_gen.nn.parts import Bound, init_parts
+from functorch_gen.nn.parts import Bound, init_parts, init_state_parts, is_stateful
 from functorch_gen.nn.sizes import check_sizes, freeze
-from functorch_gen.typing import Key, Layer, Params
+from functorch_gen.typing import Key, Layer, Params, State
 
 __all__ = ["MLP", "Function", "Sequential"]
 
@@ -46,8 +46,11 @@ class Sequential:
     Parameters are named by position, as in ``torch.nn.Sequential``: ``{"0": {...}, "2": {...}}``. What has no
     parameters has no entry.
 
+    With a stateful layer among them it is stateful itself: it has ``init_state()``, state is named as parameters are,
+    and it is called ``net(params, state, x, train=..., key=...) -> (y, state)``.
+
     Raises:
-        TypeError: if a member is no layer, or has state (write a composite layer with ``parts`` instead).
+        TypeError: if a member is no layer.
 
     >>> from functorch_gen import random
     >>> net = Sequential(Linear(3, 8), F.silu, Linear(8, 2))
@@ -56,9 +59,18 @@ class Sequential:
     ['0', '2']
     >>> net(params, torch.ones(5, 3)).shape
     torch.Size([5, 2])
+    >>> from functorch_gen.nn import BatchNorm1d
+    >>> net = Sequential(Linear(3, 8), BatchNorm1d(8), F.silu, Linear(8, 2))
+    >>> y, state = net(net.init(random.key(0)), net.init_state(), torch.ones(5, 3), train=True)
+    >>> sorted(state), y.shape
+    (['1'], torch.Size([5, 2]))
     """
 
     layers: tuple[Layer, ...]
+
+    def __new__(cls, *layers: Layer | Callable[[Tensor], Tensor]) -> Any:
+        """A stateful one if a member is stateful."""
+        return object.__new__(_StatefulSequential if any(map(is_stateful, layers)) else cls)
 
     def __init__(self, *layers: Layer | Callable[[Tensor], Tensor]) -> None:
         object.__setattr__(self, "layers", tuple(_as_layer(i, layer) for i, layer in enumerate(layers)))
@@ -74,15 +86,30 @@ class Sequential:
 
     def __call__(self, params: Params, x: Any, *, key: Key | None = None) -> Any:
         """The last layer's output."""
-        f = Bound(self.parts, params, key=key)
-        for name in self.parts:
-            x = f[name](x)
+        return self._chain(Bound(self.parts, params, key=key), x)
+
+    def _chain(self, f: Bound, x: Any) -> Any:
+        for i in range(len(self.layers)):
+            x = f[str(i)](x)
         return x
 
 
+class _StatefulSequential(Sequential):
+    """A :class:`Sequential` in which a layer has state."""
+
+    def init_state(self) -> State:
+        """State of each stateful layer under its position."""
+        return init_state_parts(self.parts)
+
+    def __call__(
+        self, params: Params, state: State, x: Any, *, train: bool, key: Key | None = None
+    ) -> tuple[Any, State]:
+        """The last layer's output and the new state."""
+        f = Bound(self.parts, params, state=state, key=key, train=train)
+        return self._chain(f, x), f.state
+
+
 def _as_layer(i: int, layer: Layer | Callable[[Tensor], Tensor]) -> Layer:
-    if hasattr(layer, "init_state"):
-        raise TypeError(f"Sequential: expected layers without state, got {type(layer).__name__} at {i}")
     if not callable(layer) or isinstance(layer, type | torch.nn.Module):
         raise TypeError(f"Sequential: expected a layer of this package or a function at {i}, got {layer!r}")
     return layer if isinstance(layer, Layer) else Function(layer)

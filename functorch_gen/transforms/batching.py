@@ -11,13 +11,19 @@ from torch import Tensor
 from functorch_gen import tree
 from functorch_gen.transforms.arguments import Outputs
 from functorch_gen.transforms.context import is_mapped
+from functorch_gen.transforms.named_axes import Axis, call_with_axes, check_axis_name
 from functorch_gen.typing import Tree
 
 __all__ = ["vmap"]
 
 
 def vmap(
-    fun: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0, chunk_size: int | None = None
+    fun: Callable[..., Any],
+    in_dims: Any = 0,
+    out_dims: Any = 0,
+    chunk_size: int | None = None,
+    *,
+    axis_name: str | None = None,
 ) -> Callable[..., Any]:
     """``fun`` over a batch axis of its arguments, all examples at once.
 
@@ -28,9 +34,11 @@ def vmap(
         out_dims: where the batch axis stands in the result; a tree prefix of it. None: the output is the same for all
             examples, and is returned once.
         chunk_size: how many examples are computed at once; None: all.
+        axis_name: a name for the batch axis, over which :func:`psum`, :func:`pmean`, :func:`all_gather` and the other
+            collectives inside ``fun`` run.
     Raises:
         ValueError: if the mapped axes differ in size or do not exist; names the path. If nothing is mapped, or an
-            output with out_dims=None is.
+            output with out_dims=None is. If both chunk_size and axis_name are given: a collective needs all examples.
         RuntimeError: if ``fun`` draws from torch's global generator: pass a key for each example instead.
 
     >>> vmap(torch.dot, in_dims=(0, None))(torch.ones(3, 2), torch.ones(2))
@@ -38,6 +46,8 @@ def vmap(
     """
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"vmap: expected chunk_size >= 1, got {chunk_size}")
+    if axis_name is not None:
+        _check_name(axis_name, chunk_size)
 
     @functools.wraps(fun)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -60,11 +70,32 @@ def vmap(
             return outputs.put(result)
 
         chunks = chunk_size if size else None  # torch cuts no chunks from an empty batch
-        mapped = torch.func.vmap(flat, in_dims=tuple([dims[i] for i in at]), chunk_size=chunks)
-        stacked = mapped(*[leaves[i] for i in at])
+        mapped, tensors, tensor_dims = flat, [leaves[i] for i in at], [dims[i] for i in at]
+        if axis_name is not None:
+            mapped = _named(flat, axis_name, size)
+            tensors, tensor_dims = [torch.arange(size, device=tensors[0].device), *tensors], [0, *tensor_dims]
+        stacked = torch.func.vmap(mapped, in_dims=tuple(tensor_dims), chunk_size=chunks)(*tensors)
         return outputs.get([_place(x, d) for x, d in zip(stacked, found_dims, strict=True)])
 
     return wrapped
+
+
+def _check_name(axis_name: object, chunk_size: int | None) -> None:
+    check_axis_name("vmap", axis_name)
+    if chunk_size is not None:
+        raise ValueError(
+            f"vmap: expected no chunk_size where the axis has a name, got {chunk_size}; collectives over "
+            f"{axis_name!r} need all examples at once"
+        )
+
+
+def _named(flat: Callable[..., Any], axis_name: str, size: int) -> Callable[..., Any]:
+    """``flat`` in which the axis has a name; its first argument is the index of the example."""
+
+    def named(index: Tensor, *tensors: Tensor) -> Any:
+        return call_with_axes({axis_name: Axis(index, size)}, flat, *tensors)
+
+    return named
 
 
 def _place(x: Tensor, dim: int | None) -> Tensor:

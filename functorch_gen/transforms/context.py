@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from functorch_gen import tree
+from functorch_gen.transforms.named_axes import process_groups
 from functorch_gen.typing import Tree
 
 _functorch: Any = torch._C._functorch  # type: ignore[attr-defined]  # a C module that torch's stubs leave out
@@ -80,8 +81,11 @@ def outside_inference() -> contextlib.AbstractContextManager[Any]:
 
 
 def differentiating() -> contextlib.AbstractContextManager[Any]:
-    """Modes in which a derivative can be differentiated again: outside inference mode, and inside a transform outside
-    ``no_grad``, where torch takes formulas for the backward pass that have no derivative themselves."""
+    """Leaves the modes in which a derivative cannot be differentiated again.
+
+    They are inference mode and, inside a transform, ``no_grad``, where torch takes formulas for the backward pass that
+    have no derivative themselves.
+    """
     if torch.compiler.is_dynamo_compiling() or not torch._C._are_functorch_transforms_active():
         return outside_inference()
     modes = contextlib.ExitStack()
@@ -91,10 +95,10 @@ def differentiating() -> contextlib.AbstractContextManager[Any]:
 
 
 def ambient() -> tuple[Any, ...]:
-    """The global settings by which one function gives other operations: default dtype and device, autocast."""
+    """What else decides which operations one function gives: default dtype and device, autocast, named processes."""
     device = torch.get_default_device() if torch._C._len_torch_function_stack() else None  # it is a function mode
     if not torch._C._is_any_autocast_enabled():
-        return torch.get_default_dtype(), device
+        return torch.get_default_dtype(), device, process_groups()
     kinds = ("cpu", "cuda")
     autocast = tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
-    return torch.get_default_dtype(), device, autocast
+    return torch.get_default_dtype(), device, process_groups(), autocast

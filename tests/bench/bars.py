@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tests.bench.attention import ATTENTION
 from tests.bench.calls import TRAFFIC
 from tests.bench.programs import PROGRAMS
 
@@ -114,6 +115,14 @@ BARS: tuple[Bar, ...] = (
         ratio("eager_time", "fg.value_and_grad", "torch.func.grad_and_value"),
         0.6,
     ),
+    *[
+        Bar(
+            f"Attention and its gradient, {name}, fg / torch",
+            ratio("attention", f"fg.nn.attention, {name}", f"F.scaled_dot_product_attention, {name}"),
+            1.05,
+        )
+        for name in ATTENTION
+    ],
     Bar("1M normals, jitted / torch.randn", ratio("normals", TREE, "torch.randn"), 1.5, 1.0),
     Bar("1M normals, jitted / jax.random.normal jitted", ratio("normals", TREE, "JAX"), 0.6, 0.4),
     Bar(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.bench import calls, memory, starts
+from tests.bench.attention import attention_times
 from tests.bench.steps import step_times
 from tests.bench.table import Options, Table
 
@@ -82,6 +83,11 @@ SECTIONS: dict[str, Section] = {
         "Eager gradient, memory", "The same blocks, uncompiled, counted in the same way.", memory.eager_memory
     ),
     "eager_time": Section("Eager gradient, time", "The same gradients.", memory.eager_times),
+    "attention": Section(
+        "Attention, uncompiled",
+        "Output and gradients of q, k and v through `torch.autograd`; shapes are (batch, heads, length, width).",
+        attention_times,
+    ),
     "normals": Section("A million normals", "Jitted; torch's draw from its global generator.", calls.normals),
     "update_traffic": Section(
         "Update of one flat vector",
