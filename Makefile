@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(
 PARALLEL := -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check-machine demo test test-all coverage lint format bench docs table clean
+.PHONY: help setup check-machine demo test test-all coverage lint format bench composition docs table clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ $(BENCH_STAMP): $(STAMP)
 
 bench: setup $(BENCH_STAMP) ## steps, compile times, memory beside nn.Module and JAX: docs/benchmarks.md (half an hour)
 	$(BIN)/python -m tests.bench $(BENCH)
+
+composition: setup ## every transform of every function: docs/composition.md (20 minutes); some rows: ROWS="'scan' 'nn.LSTM'"
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m composition $(ROWS)
 
 docs: setup ## runs the code of README.md and docs/*.md
 	$(PYTEST) tests/test_docs.py

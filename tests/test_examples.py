@@ -8,6 +8,7 @@ import compiled_step
 import diffusion_digits as demo
 import diffusion_digits_table as table
 import digits
+import maml_sinusoid as maml
 import numpy as np
 import pytest
 import torch
@@ -209,3 +210,31 @@ def test_demo_draws_digits_that_pass_for_real(tmp_path):
     assert metrics["frechet_ratio"] <= 1.2
     assert metrics["nearest_ratio"] >= 0.75
     assert metrics["forest_accuracy"] <= metrics["forest_accuracy_real"] + 0.05
+
+
+def test_maml_writes_metrics_and_a_picture(tmp_path):
+    config = maml.Config(out=str(tmp_path), steps=2, tasks=2, shots=3, hidden=4, backend="aten")
+    metrics = maml.main(config)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert len(metrics) == 8
+    with Image.open(tmp_path / "curves.png") as image:
+        assert min(image.size) > 100
+
+
+def test_maml_gradient_is_that_of_the_steps_written_out():
+    """One step: d/dp of L(p - r g(p)) is (I - r H) g_test, eq. 1 of the paper."""
+    learner = maml.Learner(maml.Config(hidden=3))
+    params = fg.tree.cast(learner.init(fg.random.key(0)), torch.float64)
+    task = fg.tree.cast(maml.draw_task(fg.random.key(1), 4, 5), torch.float64)
+    found = fg.grad(lambda p: learner.error(learner.adapt(p, task, 1)[0], task.x_test, task.y_test))(params)["net"]
+
+    def flat(net):
+        return fg.tree.ravel(net)[0]
+
+    vector, unravel = fg.tree.ravel(params["net"])
+    rates = flat(fg.tree.map(lambda x, r: r.exp().expand_as(x), params["net"], params["log_rate"]))
+    train_error = lambda v: learner.error(unravel(v), task.x, task.y)
+    test_error = lambda v: learner.error(unravel(v), task.x_test, task.y_test)
+    slope = torch.func.grad(test_error)(vector - rates * torch.func.grad(train_error)(vector))
+    expected = slope - torch.func.hessian(train_error)(vector) @ (rates * slope)
+    torch.testing.assert_close(flat(found), expected, rtol=1e-10, atol=1e-12)

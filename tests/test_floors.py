@@ -17,7 +17,7 @@ FLOORS: list[list[str]] = [
     ["structure"],
     ["tree"],
     ["random"],
-    ["transforms", "debug", "config"],
+    ["transforms", "debug", "config", "numerics"],
     ["nn", "optim", "ema", "losses", "ode", "distributions"],
     ["models", "bijectors", "noise", "step"],
     [

@@ -468,3 +468,10 @@ def test_second_derivatives_hold_where_torch_does_not_record(name):
     torch.testing.assert_close(pushed, v @ expected @ v)
     with torch.no_grad():
         torch.testing.assert_close(fg.hessian(f)(x), expected)
+
+
+def test_a_tangent_has_the_dtype_of_its_value():
+    x = torch.tensor(2.0)
+    value, moved = fg.jvp(lambda x: {"y": 0.5 * x, "n": torch.tensor(1)}, (x,), (torch.ones(()),))
+    assert moved["y"].dtype == value["y"].dtype == torch.float32
+    assert moved["n"].dtype == torch.int64

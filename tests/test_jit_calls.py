@@ -307,3 +307,15 @@ def test_another_structure_is_another_program(other):
     assert tree.equal(step([other]), tree.map(torch.neg, [other]))
     assert step.traces == 2
     assert type(step([other])[0]) is type(other)
+
+
+@both
+def test_an_index_may_be_a_traced_integer(backend):
+    table, i = torch.arange(12.0).reshape(3, 4), torch.tensor(2)
+    look_up = fg.jit(
+        lambda table, i: (table[i], table[:, i], table[i - 1, 0], table[table[:, 0].argmax()]), backend=backend
+    )
+    for i in (torch.tensor(2), torch.tensor(-1), torch.tensor(0)):
+        expected = table[i], table[:, i], table[i - 1, 0], table[2]
+        assert tree.equal(look_up(table, i), expected)
+    assert look_up.traces == 1

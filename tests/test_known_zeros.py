@@ -110,3 +110,17 @@ def test_what_is_written_to_is_no_known_zero():
 
     x, y = draw(0, 3), draw(1, 2)
     torch.testing.assert_close(aten(f)(x, y), torch.tensor([9.0, 0.0], dtype=F64))
+
+
+def test_a_tangent_begins_where_its_primal_does_in_every_trace():
+    """The second trace in a process: torch keeps what it found out of the first."""
+
+    def loss(z, x):
+        t = z[4:5].reshape(())  # a view that begins within the memory
+        value, moved = fg.jvp(lambda x, t: torch.tanh(x + t.expand(3, 1)), ((1 - t) * x, t), (x, torch.ones_like(t)))
+        return (value + t * moved).square().mean()
+
+    z, x = draw(0, 5), draw(1, 3, 2)
+    aten(lambda z, x: fg.jvp(lambda z: loss(z, x), (z,), (z,)))(z, x)
+    found = aten(lambda z, x: fg.vjp(lambda z: loss(z, x), z)[1](torch.ones((), dtype=F64)))(z, x)
+    torch.testing.assert_close(found[0], fg.grad(loss)(z, x))

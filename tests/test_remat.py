@@ -319,3 +319,14 @@ def test_remat_refuses_what_is_no_policy():
     names: Any = ["a"]
     with pytest.raises(TypeError, match="save_only_these_names: expected strings, got list"):
         fg.save_only_these_names(names)
+
+
+@pytest.mark.parametrize("policy", [None, fg.dots_saveable], ids=["whole", "dots"])
+def test_vjp_under_no_grad_is_that_with_gradients(policy):
+    """The pull-back runs after its transform has ended, and jit traces it so."""
+    w, x, c = (fg.random.normal(fg.random.key(i), (3, 3), torch.float64) for i in range(3))
+    lean = fg.remat(lambda x, w: torch.tanh(x @ w), policy)
+    expected = fg.vjp(lambda x, w: torch.tanh(x @ w), x, w)[1](c)
+    with torch.no_grad():
+        torch.testing.assert_close(fg.vjp(lean, x, w)[1](c), expected)
+    torch.testing.assert_close(fg.jit(lambda x, w, c: fg.vjp(lean, x, w)[1](c), backend="aten")(x, w, c), expected)

@@ -107,7 +107,7 @@ def test_scan_is_the_unrolled_loop_jitted(stack, form):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*_prims_common.check:FutureWarning")  # of Inductor's own lowering of diagonal
-@pytest.mark.parametrize("stack", ["value", "grad", "hvp", "vmap of grad", "hessian"])
+@pytest.mark.parametrize("stack", ["value", "grad", "hvp", "vmap of grad", "hessian", "jacfwd of jacfwd"])
 def test_scan_is_the_unrolled_loop_under_inductor(stack):
     run = STACKS[stack]
     assert_close(jit(lambda: run(cell_loss(fg.scan)))(), run(cell_loss(unrolled)))
@@ -119,6 +119,15 @@ def test_scan_is_the_unrolled_loop_under_torch_compile(stack):
     run = STACKS[stack]
     compiled = torch.compile(lambda: run(cell_loss(fg.scan)), fullgraph=True, backend="aot_eager")
     assert_close(compiled(), run(cell_loss(unrolled)))
+
+
+@pytest.mark.parametrize("backend", ["aten", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_scan_carries_tangents_in_the_dtype_of_the_carry(backend):
+    """torch gives 0.5 * c, where c is 0-d, a tangent of float64."""
+    f = lambda x: fg.scan(lambda c, _: (0.5 * c * x, None), x, length=3)[0]
+    x, one = torch.tensor(0.5), torch.tensor(1.0)
+    jitted = jit(lambda x: fg.jvp(f, (x,), (one,)), backend=backend)
+    assert tree.equal(jitted(x), (torch.tensor(0.5**7), torch.tensor(4 * 0.5**6)))
 
 
 def nodes_of(graph):

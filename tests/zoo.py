@@ -7,15 +7,17 @@ row is named in ``skip`` with the reason.
 from collections.abc import Callable
 from typing import Any
 
-import nn_cases
 import pytest
 import torch
+from rows import attention, axes, control, custom, layers, numerics, programs, recurrent, state
 from torch import Tensor
-from zoo_case import Case, Draw, from_draw
+from zoo_case import ALIKE, Case, Draw, from_draw
 
-from functorch_gen import diffusion, ema, exact, metrics, models, nn, noise, optim, random, step, tree
+from functorch_gen import diffusion, ema, exact, metrics, noise, optim, random, step, tree
 from functorch_gen.transforms import checkpoint_name, dots_saveable, grad, remat, save_only_these_names, scan
 from functorch_gen.typing import Tree
+
+ROWS = [layers, attention, recurrent, state, control, custom, axes, numerics, programs]
 
 
 def over(law: str, cases: list[Case] | None = None, quick: set[str] | None = None) -> pytest.MarkDecorator:
@@ -33,7 +35,7 @@ def over(law: str, cases: list[Case] | None = None, quick: set[str] | None = Non
 
 # Reasons that several rows share.
 DTYPE_IS_AN_ARGUMENT = "the dtype is an argument"
-PADDING = "the row of padding_idx has gradient zero by definition"
+EIGH = "torch's forward rule of eigh has NaN for its derivative in reverse mode"
 IN_FLOAT64 = "computes in float64 and returns it, whatever comes in"
 
 
@@ -45,20 +47,22 @@ def two_trees(draw: Draw) -> tuple[Tree, ...]:
 
 
 TREES = [
-    from_draw("tree.add", tree.add, two_trees),
-    from_draw("tree.mul", tree.mul, two_trees),
-    from_draw("tree.scale", tree.scale, lambda d: (d.params(), d())),
-    from_draw("tree.add_scaled", tree.add_scaled, lambda d: (d.params(), d.params(), d())),
+    from_draw("tree.add", tree.add, two_trees, table=ALIKE),
+    from_draw("tree.mul", tree.mul, two_trees, table=ALIKE),
+    from_draw("tree.scale", tree.scale, lambda d: (d.params(), d()), table=ALIKE),
+    from_draw("tree.add_scaled", tree.add_scaled, lambda d: (d.params(), d.params(), d()), table=ALIKE),
     from_draw("tree.lerp", tree.lerp, lambda d: (d.params(), d.params(), d())),
-    from_draw("tree.where", lambda c, a, b: tree.where(c > 0, a, b), lambda d: (d(), d.params(), d.params())),
+    from_draw(
+        "tree.where", lambda c, a, b: tree.where(c > 0, a, b), lambda d: (d(), d.params(), d.params()), table=ALIKE
+    ),
     from_draw("tree.clip", lambda x: tree.clip(x, -1.0, 0.5), lambda d: (d.params(),)),
     from_draw("tree.vdot", tree.vdot, two_trees),
     from_draw("tree.norm", tree.norm, lambda d: (d.params(),)),
-    from_draw("tree.sum", tree.sum, lambda d: (d.params(),)),
+    from_draw("tree.sum", tree.sum, lambda d: (d.params(),), table=ALIKE),
     from_draw("tree.stack", lambda a, b: tree.stack([a, b]), two_trees),
-    from_draw("tree.unstack", tree.unstack, lambda d: ({"a": d(3, 2), "b": d(3)},)),
+    from_draw("tree.unstack", tree.unstack, lambda d: ({"a": d(3, 2), "b": d(3)},), table=ALIKE),
     from_draw("tree.ravel", lambda x: tree.ravel(x)[1](torch.sin(tree.ravel(x)[0])), lambda d: (d.params(),)),
-    from_draw("tree.names", lambda x: tree.from_names(tree.names(x), like=x), lambda d: (d.params(),)),
+    from_draw("tree.names", lambda x: tree.from_names(tree.names(x), like=x), lambda d: (d.params(),), table=ALIKE),
     from_draw("tree.partition", lambda x: tree.partition(x, ["w", "*.b"])[0], lambda d: (d.params(),)),
 ]
 
@@ -87,64 +91,10 @@ RANDOM = [
     from_draw("random.categorical", lambda key, logits: random.categorical(key, logits), lambda d: (d.key(), d(2, 4))),
 ]
 
-# Layers: those of nn, and the blocks of the networks.
-
-
-def from_layer(case: nn_cases.Case) -> Case:
-    def args(seed: int) -> tuple[Tree, ...]:
-        return case.params(seed), *case.inputs(seed)
-
-    skip = {"gradient": PADDING} if getattr(case.layer, "padding_idx", None) is not None else {}
-    return Case(f"nn.{case}", lambda params, *inputs: case.layer(params, *inputs), args, skip)
-
-
-def from_model(name: str, layer: Any, inputs: Callable[[Draw], tuple[Tensor, ...]]) -> Case:
-    shapes = layer.init(random.key(0))
-
-    def args(draw: Draw) -> tuple[Tree, ...]:
-        return tree.scale(draw.like(shapes), 0.5), *inputs(draw)
-
-    return from_draw(f"models.{name}", lambda params, *inputs: layer(params, *inputs), args)
-
-
-def keyed(name: str, layer: Any, *shape: int) -> Case:
-    shapes = layer.init(random.key(0))
-    return from_draw(
-        f"nn.{name} with a key",
-        lambda params, key, x: layer(params, x, key=key),
-        lambda d: (d.like(shapes), d.key(), d(*shape)),
-    )
-
-
-UNET = models.UNet(
-    2,
-    base_channels=4,
-    num_blocks=1,
-    num_heads=2,
-    num_classes=3,
-    embed_dim=4,
-    num_groups=2,
-    time_scale=3.0,  # of 1000, finite differences in t would need steps of 1e-8
-)
-
-LAYERS = [
-    *[from_layer(case) for case in nn_cases.CASES],
-    keyed("Dropout", nn.Dropout(0.4), 2, 3),
-    keyed("Sequential", nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.4), nn.Linear(4, 2)), 2, 3),
-]
-MODELS = [
-    from_model("SpatialAttention", models.SpatialAttention(4, 2, num_groups=2), lambda d: (d(2, 4, 2, 3),)),
-    from_model("ResBlock", models.ResBlock(2, 4, 3, num_groups=2), lambda d: (d(2, 2, 4, 4), d(2, 3))),
-    from_model(
-        "Remat", models.Remat(models.ResBlock(2, 4, 3, num_heads=2, num_groups=2)), lambda d: (d(2, 2, 2, 2), d(2, 3))
-    ),
-    from_model("UNet", UNET, lambda d: (d(2, 2, 4, 4), d.times(2), d.labels(4, 2))),
-]
-
 # Optimizers, averages, training steps.
 
 
-def from_optimizer(name: str, tx: optim.GradientTransformation) -> Case:
+def from_optimizer(name: str, tx: optim.GradientTransformation, **skip: str) -> Case:
     """Two updates, so that the second starts from moments that are not zero."""
 
     def fun(params: Tree, first: Tree, second: Tree) -> Tree:
@@ -153,7 +103,7 @@ def from_optimizer(name: str, tx: optim.GradientTransformation) -> Case:
         updates, state = tx.update(second, state, params)
         return optim.apply_updates(params, updates)
 
-    return from_draw(f"optim.{name}", fun, lambda d: (d.params(), d.params(), d.params()))
+    return from_draw(f"optim.{name}", fun, lambda d: (d.params(), d.params(), d.params()), **skip)
 
 
 def averaged(name: str, tx: ema.EMA) -> Case:
@@ -177,12 +127,12 @@ def train(params: Tree, key: Tensor, batch: Tensor) -> Tree:
 
 TRAINING = [
     from_draw("optim.apply_updates", optim.apply_updates, two_trees),
-    from_optimizer("sgd", optim.sgd(0.1)),
+    from_optimizer("sgd", optim.sgd(0.1), table=ALIKE),
     from_optimizer("sgd with momentum", optim.sgd(0.1, momentum=0.9, nesterov=True)),
     from_optimizer("adam", optim.adam(0.1)),
     from_optimizer("adamw", optim.adamw(optim.warmup_cosine_decay_schedule(0.0, 0.1, 2, 5), weight_decay=0.1)),
     from_optimizer("clip_by_global_norm", optim.clip_by_global_norm(0.5)),
-    from_optimizer("clip", optim.clip(0.5)),
+    from_optimizer("clip", optim.clip(0.5), table=ALIKE),
     from_optimizer("flatten", optim.flatten(optim.chain(optim.clip_by_global_norm(1.0), optim.adam(0.1)))),
     averaged("constant", ema.constant(0.9)),
     averaged("warmup", ema.warmup(0.99)),
@@ -203,14 +153,14 @@ def network(w: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda x_t, t: torch.tanh(x_t @ w) * (1 + t[:, None])
 
 
-def scheduled(name: str, schedule: noise.NoiseSchedule) -> Case:
+def scheduled(name: str, schedule: noise.NoiseSchedule, **skip: str) -> Case:
     def fun(x: Tensor, draw: Tensor, t: Tensor) -> Tree:
         return noise.mix(schedule, x, draw, t), noise.log_snr(schedule, t), noise.rates(schedule, t)
 
-    return from_draw(f"noise.{name}", fun, lambda d: (d(2, 3), d(2, 3), d.times(2)))
+    return from_draw(f"noise.{name}", fun, lambda d: (d(2, 3), d(2, 3), d.times(2)), **skip)
 
 
-def objective(kind: str, schedule: str, weighting: Any) -> Case:
+def objective(kind: str, schedule: str, weighting: Any, **skip: str) -> Case:
     prediction = diffusion.Prediction(kind)
 
     def fun(w: Tensor, x: Tensor, draw: Tensor, t: Tensor) -> Tree:
@@ -218,7 +168,7 @@ def objective(kind: str, schedule: str, weighting: Any) -> Case:
         losses = diffusion.loss_at(network(w), x, draw, t, weighting=weighting, **options)
         return losses, diffusion.denoiser(network(w), **options)(x, t)
 
-    return from_draw(f"diffusion.loss_at {kind}", fun, lambda d: (d(3, 3), d(2, 3), d(2, 3), d.times(2)))
+    return from_draw(f"diffusion.loss_at {kind}", fun, lambda d: (d(3, 3), d(2, 3), d(2, 3), d.times(2)), **skip)
 
 
 def random_objective(w: Tensor, key: Tensor, x: Tensor) -> Tensor:
@@ -239,11 +189,12 @@ def guided(w: Tensor, u: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
 
 
 DIFFUSION = [
-    *[scheduled(name, schedule) for name, schedule in SCHEDULES.items()],
+    *[scheduled(name, SCHEDULES[name]) for name in ("VPCosine", "EDM")],
+    *[scheduled(name, SCHEDULES[name], table=ALIKE) for name in ("VPLinear", "FlowMatching")],
     objective("eps", "VPLinear", "uniform"),
-    objective("x", "VPCosine", "snr"),
+    objective("x", "VPCosine", "snr", table=ALIKE),
     objective("v", "VPCosine", "min_snr"),
-    objective("flow", "FlowMatching", "uniform"),
+    objective("flow", "FlowMatching", "uniform", table=ALIKE),
     objective("edm", "EDM", "edm"),
     from_draw("diffusion.loss", random_objective, lambda d: (d(3, 3), d.key(), d(4, 3))),
     from_draw("diffusion.guide", guided, lambda d: (d(3, 3), d(3, 3), d(2, 3), d.times(2))),
@@ -284,7 +235,7 @@ EXACT = [
     from_draw("metrics.sliced_wasserstein", metrics.sliced_wasserstein, lambda d: (d.key(), d(4, 2), d(5, 2))),
     from_draw("metrics.mmd", lambda x, y: metrics.mmd(x, y, bandwidth=1.5), lambda d: (d(4, 2), d(5, 2))),
     from_draw("metrics.moments", metrics.moments, lambda d: (d(5, 2),), dtype=IN_FLOAT64),
-    from_draw("metrics.frechet_distance", metrics.frechet_distance, lambda d: (d(5, 2), d(6, 2))),
+    from_draw("metrics.frechet_distance", metrics.frechet_distance, lambda d: (d(5, 2), d(6, 2)), derivatives=EIGH),
     from_draw("metrics.nearest_distance", metrics.nearest_distance, lambda d: (d(4, 2), d(5, 2))),
 ]
 
@@ -321,10 +272,11 @@ TRANSFORMED = [
     from_draw("grad of a loss", grad(squared_error), lambda d: ({"w": d(3, 2), "b": d(2)}, d.key(), d(4, 3))),
 ]
 
-CASES = [*TREES, *RANDOM, *LAYERS, *MODELS, *TRAINING, *DIFFUSION, *EXACT, *CONTROL, *TRANSFORMED]
+CASES = [*TREES, *RANDOM, *TRAINING, *DIFFUSION, *EXACT, *CONTROL, *TRANSFORMED]
+CASES += [case for module in ROWS for case in module.CASES]
 
 
-# Flat forms of a row, for the laws about derivatives.
+# What the table of compositions takes.
 
 
 def differentiable(case: Case) -> bool:
@@ -337,23 +289,11 @@ def floating(x: Tree) -> list[Tensor]:
     return [leaf for leaf in tree.leaves(x) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def as_vectors(case: Case, seed: int = 0) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """The row as a function of one vector, all its floating inputs, to one vector, all its floating outputs."""
-    leaves, treedef = tree.flatten(case.args(seed))
-    is_floating = [leaf.is_floating_point() for leaf in leaves]
-    vector, unravel = tree.ravel([leaf for leaf, mine in zip(leaves, is_floating, strict=True) if mine])
+DIFFERENTIABLE = [case for case in CASES if "derivatives" not in case.skip and differentiable(case)]
+"""Rows whose derivatives are slopes."""
 
-    def fun(vector: Tensor) -> Tensor:
-        values = iter(unravel(vector))
-        given = [next(values) if mine else leaf for leaf, mine in zip(leaves, is_floating, strict=True)]
-        return tree.ravel(floating(case.fun(*tree.unflatten(treedef, given))))[0]
-
-    return fun, vector
-
-
-def direction(vector: Tensor, seed: int) -> Tensor:
-    """A random vector of the same shape."""
-    return torch.randn(vector.shape, generator=torch.Generator().manual_seed(seed), dtype=vector.dtype)
+TABLE = [case for case in DIFFERENTIABLE if "table" not in case.skip]
+"""The rows of the table of compositions."""
 
 
 def assert_trees_close(actual: Tree, expected: Tree, *, rtol: float, atol: float) -> None:

@@ -2,12 +2,23 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from functorch_gen import random, tree
 from functorch_gen.typing import Tree
+
+ALIKE = "another row of the table stands for it; its derivatives are checked all the same"
+"""A reason not to be a row of the table."""
+
+
+class Refusal(NamedTuple):
+    """A cell of the table of compositions that raises an error: what it says (a pattern), and why it must."""
+
+    message: str
+    reason: str  # with the upstream thread
 
 
 @dataclass(frozen=True)
@@ -17,7 +28,8 @@ class Case:
     name: str
     fun: Callable[..., Tree]
     args: Callable[[int], tuple[Tree, ...]]
-    skip: Mapping[str, str] = field(default_factory=dict)  # law -> why it does not hold
+    skip: Mapping[str, str] = field(default_factory=dict)  # law, "derivatives" or "table" -> why it does not hold
+    errors: Mapping[str, Refusal] = field(default_factory=dict)  # column of the table -> its error
 
     def __str__(self) -> str:
         return self.name
@@ -51,5 +63,11 @@ class Draw:
         return {"w": self(3, 2), "inner": {"b": self(2), "none": None}, "list": [self(), (self(1, 2),)]}
 
 
-def from_draw(name: str, fun: Callable[..., Tree], args: Callable[[Draw], tuple[Tree, ...]], **skip: str) -> Case:
-    return Case(name, fun, lambda seed: args(Draw(seed)), skip)
+def from_draw(
+    name: str,
+    fun: Callable[..., Tree],
+    args: Callable[[Draw], tuple[Tree, ...]],
+    errors: Mapping[str, Refusal] | None = None,
+    **skip: str,
+) -> Case:
+    return Case(name, fun, lambda seed: args(Draw(seed)), skip, errors or {})

@@ -1,5 +1,7 @@
 """Weight decay, of all parameters or of those a mask selects."""
 
+from __future__ import annotations  # Dynamo cannot evaluate those of a function that is made inside it
+
 import fnmatch
 from collections.abc import Callable, Sequence
 from typing import TypeAlias

@@ -1,5 +1,7 @@
 """Trees as one vector per dtype and device, and element-wise transformations that run on them."""
 
+from __future__ import annotations  # Dynamo cannot evaluate those of a function that is made inside it
+
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -77,7 +79,7 @@ class Layout:
     vectors: tuple[_Vector, ...]
 
     @classmethod
-    def of(cls, whole: Tree, aligned: bool = False) -> "Layout":
+    def of(cls, whole: Tree, aligned: bool = False) -> Layout:
         """The layout for trees like ``whole``. A vector is named by its dtype, and by its device if there are several.
 
         Args:
@@ -107,7 +109,7 @@ class Layout:
         metas = [torch.empty(place.shape, dtype=place.dtype, device="meta") for place in self.places]
         return tree.unflatten(self.structure, metas)
 
-    def ravel(self, whole: Tree) -> "Flat":
+    def ravel(self, whole: Tree) -> Flat:
         """Copies a tree of this structure and these shapes into vectors.
 
         Raises:
@@ -136,7 +138,7 @@ class Layout:
         leaves = [place.leaf(next(pieces[place.vector])) for place in self.places]
         return tree.unflatten(self.structure, leaves)
 
-    def spread(self, flags: Tree) -> "Flat":
+    def spread(self, flags: Tree) -> Flat:
         """A tree of bools, one for each leaf, as vectors of bools, one for each element."""
         marks = tree.leaves(tree.map(lambda _, flag: bool(flag), self.whole, flags))
         runs: list[tuple[str, bool, int]] = []  # neighbours with one mark are one run
@@ -147,7 +149,7 @@ class Layout:
         devices = {vector.name: vector.device for vector in self.vectors}
         return self._join([(name, torch.full((n,), mark, device=devices[name])) for name, mark, n in runs])
 
-    def _join(self, pieces: list[tuple[str, Tensor]]) -> "Flat":
+    def _join(self, pieces: list[tuple[str, Tensor]]) -> Flat:
         names = [vector.name for vector in self.vectors]
         return Flat({name: torch.cat([x for at, x in pieces if at == name]) for name in names}, self)
 

@@ -1,5 +1,7 @@
 """Transformations with a memory of past gradients: momentum and Adam's two moments."""
 
+from __future__ import annotations  # Dynamo cannot evaluate those of a function that is made inside it
+
 from typing import Any, NamedTuple
 
 import torch

@@ -1,5 +1,7 @@
 """The contract of all optimizers: a pair of pure functions from gradients to updates (optax's)."""
 
+from __future__ import annotations  # Dynamo cannot evaluate those of a function that is made inside it
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

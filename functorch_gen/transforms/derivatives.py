@@ -78,6 +78,7 @@ def push_forward(
         with differentiating():
             pushed: Any = torch.func.jvp(_at(flat, at, xs), primals, tuple(dense_output(t) for t in tangents))
         outputs, moved = pushed
-        return outputs, tuple(t for y, t in zip(outputs, moved, strict=True) if is_differentiable(y))
+        # torch gives the tangent of a 0-d tensor beside a number the number's dtype
+        return outputs, tuple(t.to(y.dtype) for y, t in zip(outputs, moved, strict=True) if is_differentiable(y))
 
     return push

@@ -54,6 +54,8 @@ def jvp(fun: Callable[..., Any], primals: tuple[Tree, ...], tangents: tuple[Tree
         with differentiating():
             pushed: Any = torch.func.jvp(flat, leaves, tuple(dense(v) for v in directions), has_aux=True)
         values, tangents_out, aux = pushed
+        # torch gives the tangent of a 0-d tensor beside a number the number's dtype
+        tangents_out = [t.to(x.dtype) if is_differentiable(x) else t for x, t in zip(values, tangents_out, strict=True)]
     out, tangent_out = outputs.get(values), outputs.get(tangents_out)
     return (out, tangent_out, extra.get(aux)) if has_aux else (out, tangent_out)
 

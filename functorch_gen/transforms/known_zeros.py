@@ -10,19 +10,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, disable_fake_tensor_cache
 
 __all__ = ["Fakes", "fold_zeros"]
 
 _ATEN: Any = torch.ops.aten
 _ZERO = _ATEN._efficientzerotensor.default
+_TANGENT = _ATEN._new_zeros_with_same_feature_meta.default
 
 
 class Fakes(FakeTensorMode):
-    """Fake tensors that carry no mark of zero: under ``vmap`` torch gives the marked ones a wrong device."""
+    """Fake tensors with which forward mode can be traced.
+
+    They carry no mark of zero: under ``vmap`` torch gives the marked ones a wrong device. The memory of a new tangent
+    is laid out like its primal's each time: torch's cache of results forgets where in it a view begins.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         """Every operation on them passes here."""
+        if func is _TANGENT:
+            with disable_fake_tensor_cache(self):
+                return super().__torch_dispatch__(func, types, args, kwargs)
         return super().__torch_dispatch__(_ATEN.zeros.default if func is _ZERO else func, types, args, kwargs)
 
 

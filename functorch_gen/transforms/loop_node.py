@@ -1,57 +1,99 @@
-"""A loop as one node of the graph that is being traced: the place that knows make_fx's tracers."""
+"""Loops and branches as single nodes of the graph that is being traced.
+
+Each is one of torch's operators, whose functions are graphs traced once: ``scan(body, carry, xs, closed)``,
+``while_loop(go_on, body, carry, closed)``, ``cond(pred, true, false, operands)``.
+"""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch._guards import active_fake_mode
+from torch import Tensor
+from torch._higher_order_ops.cond import cond_op
 from torch._higher_order_ops.scan import scan_op
+from torch._higher_order_ops.while_loop import while_loop_op
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx.experimental.proxy_tensor import (
-    disable_proxy_modes_tracing,
-    get_proxy_mode,
-    make_fx,
-    track_tensor_tree,
-)
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from functorch_gen.transforms.derivatives import Flat
-from functorch_gen.transforms.graph_passes import prune, repair
+from functorch_gen.transforms.subgraph import Subgraph, add_node, share_inputs, trace_subgraph, values_of
 
-__all__ = ["is_graph_traced", "loop_node"]
-
-
-def is_graph_traced() -> bool:
-    """Whether make_fx writes down what is computed here, on tensors without data."""
-    return get_proxy_mode() is not None and active_fake_mode() is not None
+__all__ = ["choice_node", "loop_node", "repeat_node"]
 
 
 def loop_node(
-    step: Flat, carry: Sequence[Tensor], xs: Sequence[Tensor], closed: Sequence[Tensor]
+    step: Flat, carry: Sequence[Tensor], xs: Sequence[Tensor], closed: Sequence[Tensor], *, reverse: bool = False
 ) -> tuple[Tensor, ...]:
-    """``(*carry, *ys)`` of a loop over axis 0 of ``xs``: a node ``scan(body, carry, xs, closed)`` and its items.
-
-    The body is an ATen graph of tensors alone, ``(*carry, *x, *closed) -> (*carry, *y)``; its outputs are contiguous
-    and share memory neither with its inputs nor with one another. The node's carries have memory of their own.
+    """``(*carry, *ys)`` of a loop over axis 0 of ``xs``; ``step``: ``(*carry, *x, *closed) -> (*carry, *y)``.
 
     Raises:
         ValueError: if ``step`` writes to its inputs in place.
     """
-    mode: Any = get_proxy_mode()
+    if reverse:
+        return _reverse_node(step, carry, xs, closed)
     carry = _unshared(carry)
     xs, closed = [x.contiguous() for x in xs], [x.contiguous() for x in closed]
     with disable_proxy_modes_tracing():
-        samples = [x.clone() for x in (*carry, *[x[0] for x in xs], *closed)]
-        body, constants = _trace_body(step, samples)
-        values = [node.meta["val"] for node in _output(body).args[0]]
-        length = xs[0].shape[0]
-        out = [x.clone() for x in values[: len(carry)]]
-        out += [x.new_empty((length, *x.shape)) for x in values[len(carry) :]]
-    mode.tracer.root.add_module(_free_name(mode.tracer.root), body)
-    closed = (*closed, *constants)
-    given = [[mode.tracer.unwrap_proxy(x) for x in part] for part in (carry, xs, closed)]
-    node = mode.tracer.create_proxy("call_function", scan_op, (body, *given[:2], tuple(given[2])), {}, name="scan")
-    return track_tensor_tree(tuple(out), node, constant=None, tracer=mode.tracer)
+        body = trace_subgraph("scan", step, _unknown([*carry, *[x[0] for x in xs], *closed]))
+        values, length = values_of(body), xs[0].shape[0]
+        out = _unknown(values[: len(carry)]) + [x.new_empty((length, *x.shape)) for x in values[len(carry) :]]
+    return add_node(scan_op, [body.module, list(carry), xs, [*closed, *body.constants]], out)
+
+
+def _reverse_node(
+    step: Flat, carry: Sequence[Tensor], xs: Sequence[Tensor], closed: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Reads the xs by a counter that runs down: flipped copies of them would take their memory once more."""
+    first, last, length = len(carry), len(carry) + 1 + len(xs), xs[0].shape[0]
+    counter = torch.arange(length - 1, -1, -1, device=xs[0].device)
+
+    def counted(*flat: Tensor) -> tuple[Tensor, ...]:
+        i = flat[first].reshape(1)
+        return step(*flat[:first], *[x.index_select(0, i).squeeze(0) for x in flat[first + 1 : last]], *flat[last:])
+
+    out = loop_node(counted, carry, [counter], [*xs, *closed])
+    return (*out[:first], *[y.flip(0) for y in out[first:]])
+
+
+def repeat_node(go_on: Flat, body: Flat, carry: Sequence[Tensor], closed: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The last carry of ``while go_on(*carry, *closed): carry = body(*carry, *closed)``.
+
+    Raises:
+        ValueError: if a function writes to its inputs in place.
+    """
+    carry, closed = _unshared(carry), [x.contiguous() for x in closed]
+    with disable_proxy_modes_tracing():
+        samples = _unknown([*carry, *closed])
+        graphs = [trace_subgraph("while_loop", fun, samples) for fun in (go_on, body)]
+        out = _unknown(values_of(graphs[1]))
+    _return_one(graphs[0])
+    inputs = share_inputs(graphs, [*carry, *closed], kept=len(carry))
+    return add_node(while_loop_op, [*[g.module for g in graphs], inputs[: len(carry)], inputs[len(carry) :]], out)
+
+
+def _return_one(subgraph: Subgraph) -> None:
+    """The only output as it is, not in a tuple: torch's operator wants it so."""
+    (output,) = subgraph.module.graph.find_nodes(op="output")
+    output.args = output.args[0]
+
+
+def choice_node(true: Flat, false: Flat, pred: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """``true(*operands)`` or ``false(*operands)``, which return alike, as ``pred`` turns out; the other does not run.
+
+    Raises:
+        ValueError: if a function writes to its inputs in place.
+    """
+    operands = [x.contiguous() for x in operands]
+    with disable_proxy_modes_tracing():
+        samples = _unknown(operands)
+        graphs = [trace_subgraph("cond", fun, samples) for fun in (true, false)]
+        out = _unknown(values_of(graphs[0]))
+    inputs = share_inputs(graphs, operands)
+    return add_node(cond_op, [pred, *[g.module for g in graphs], inputs], out)
+
+
+def _unknown(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors like these. A fake tensor may know its value (a literal's), which is another at the next step."""
+    return [torch.empty_like(x) for x in tensors]
 
 
 def _unshared(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -64,65 +106,3 @@ def _unshared(tensors: Sequence[Tensor]) -> list[Tensor]:
         taken.add(x.untyped_storage()._cdata)
         out.append(x)
     return out
-
-
-def _trace_body(step: Flat, samples: Sequence[Tensor]) -> tuple[fx.GraphModule, list[Tensor]]:
-    """The graph of a step, and the tensors from outside that it reads: its last inputs."""
-
-    def body(*inputs: Tensor) -> tuple[Tensor, ...]:
-        versions = [x._version for x in inputs]
-        outputs = step(*inputs)
-        if [x._version for x in inputs] != versions:
-            raise ValueError("scan: expected f to return new values, got writes in place to its arguments")
-        taken = {x.untyped_storage()._cdata for x in inputs}
-        fresh: list[Tensor] = []
-        for x in outputs:
-            if x.untyped_storage()._cdata in taken or not x.is_contiguous() or not isinstance(x, FakeTensor):
-                x = x.clone(memory_format=torch.contiguous_format)
-            taken.add(x.untyped_storage()._cdata)
-            fresh.append(x)
-        return tuple(fresh)
-
-    graph = make_fx(body, tracing_mode="real", _allow_non_fake_inputs=True)(*samples)
-    constants = _lift_constants(graph)
-    repair(graph)
-    prune(graph)
-    return graph, constants
-
-
-def _lift_constants(module: fx.GraphModule) -> list[Tensor]:
-    """Makes inputs of the tensors that the graph holds, those of outer traces among them; returns them."""
-    graph = module.graph
-    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    lifted: dict[str, fx.Node] = {}
-    constants: list[Tensor] = []
-    for node in [node for node in graph.nodes if node.op == "get_attr"]:
-        name = str(node.target)
-        constant = None if name in lifted else getattr(module, name)
-        if isinstance(constant, Tensor):
-            with graph.inserting_after(last):
-                last = lifted[name] = graph.placeholder(f"closed_over_{len(constants)}")
-            last.meta["val"] = _fake(constant)
-            constants.append(constant)
-        if name in lifted:
-            node.replace_all_uses_with(lifted[name])
-            graph.erase_node(node)
-    for name in lifted:
-        delattr(module, name)  # the outer graph would find the tensor there
-    return constants
-
-
-def _fake(x: Tensor) -> Tensor:
-    mode = active_fake_mode()
-    return x if isinstance(x, FakeTensor) or mode is None else mode.from_tensor(x.detach(), static_shapes=True)
-
-
-def _output(module: fx.GraphModule) -> Any:
-    return next(node for node in reversed(module.graph.nodes) if node.op == "output")
-
-
-def _free_name(root: torch.nn.Module) -> str:
-    number = 0
-    while hasattr(root, f"scan_body_{number}"):
-        number += 1
-    return f"scan_body_{number}"

@@ -6,7 +6,7 @@ from, which are what the forward loop keeps.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +27,7 @@ class Loop:
     step: Flat
     carries: int
     inputs: int
+    reverse: bool = False  # from the last slice to the first; the ys stand in the order of the slices all the same
 
     def split(self, flat: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
         """Carries, xs and closed-over tensors."""
@@ -35,7 +36,7 @@ class Loop:
 
     def with_history(self) -> "Loop":
         """The loop that also returns, as its last ys, the carries its steps started from."""
-        return Loop(lambda *flat: (*self.step(*flat), *flat[: self.carries]), self.carries, self.inputs)
+        return replace(self, step=lambda *flat: (*self.step(*flat), *flat[: self.carries]))
 
 
 def run_loop(loop: Loop, flat: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -44,7 +45,7 @@ def run_loop(loop: Loop, flat: Sequence[Tensor]) -> tuple[Tensor, ...]:
     if torch._C._are_functorch_transforms_active() or requires_gradient:
         out = _Loop.apply(loop, *flat)
         return out[: len(out) - loop.carries]
-    return loop_node(loop.step, *loop.split(flat))
+    return loop_node(loop.step, *loop.split(flat), reverse=loop.reverse)
 
 
 class _Loop(torch.autograd.Function):
@@ -52,7 +53,7 @@ class _Loop(torch.autograd.Function):
 
     @staticmethod
     def forward(loop: Loop, *flat: Tensor) -> tuple[Tensor, ...]:
-        return loop_node(loop.with_history().step, *loop.split(flat))
+        return loop_node(loop.with_history().step, *loop.split(flat), reverse=loop.reverse)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
@@ -72,7 +73,7 @@ class _Loop(torch.autograd.Function):
         mapped += [x if dim is None else x.movedim(dim, 0) for x, dim in closed]
         dims = [0] * len(carries) + [None if dim is None else 0 for _, dim in (*xs, *closed)]
         step = torch.func.vmap(loop.step, tuple(dims), randomness=info.randomness)
-        out = _Loop.apply(Loop(step, loop.carries, loop.inputs), *mapped)
+        out = _Loop.apply(replace(loop, step=step), *mapped)
         return out, tuple(0 if i < loop.carries else 1 for i in range(len(out)))
 
     @staticmethod
@@ -122,7 +123,7 @@ def _given(ctx: Any, cotangents: Sequence[Tensor | None]) -> _Cotangents:
 def _backward_loop(
     loop: Loop, wanted: Sequence[int], flat: Sequence[Tensor], history: Sequence[Tensor], cotangents: _Cotangents
 ) -> list[Tensor]:
-    """The cotangents of the inputs ``wanted``: a loop from the last step to the first.
+    """The cotangents of the inputs ``wanted``: a loop the other way.
 
     Its state is the cotangent of the carry and the sum so far of those of the closed-over tensors; it reads the carry
     from which the step started, the step's x, and the cotangents of its y and of that carry.
@@ -143,11 +144,11 @@ def _backward_loop(
 
     ys, kept = len(cotangents.ys), len(cotangents.history)
     zeros = [torch.zeros_like(flat[i]) for i in of_closed]
-    reversed_xs = [x.flip(0) for x in (*history, *flat[loop.carries : end], *cotangents.ys, *cotangents.history)]
-    given = [*cotangents.carry, *zeros, *reversed_xs, *flat[end:]]
-    out = run_loop(Loop(step, moving + summed, len(reversed_xs)), given)
+    xs = [*history, *flat[loop.carries : end], *cotangents.ys, *cotangents.history]
+    given = [*cotangents.carry, *zeros, *xs, *flat[end:]]
+    out = run_loop(Loop(step, moving + summed, len(xs), not loop.reverse), given)
     carried, sums, by_step = out[:moving], out[moving : moving + summed], out[moving + summed :]
-    return [*carried, *[g.flip(0) for g in by_step], *sums]
+    return [*carried, *by_step, *sums]
 
 
 def _forward_loop(loop: Loop, flat: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
@@ -170,7 +171,7 @@ def _forward_loop(loop: Loop, flat: Sequence[Tensor], tangents: Sequence[Tensor 
     xs = [*flat[loop.carries : end], *[tangents[i] for i in of_xs]]
     closed = [*flat[end:], *[tangents[i] for i in of_closed]]
     given: Any = [*flat[: loop.carries], *moving, *xs, *closed]
-    return run_loop(Loop(step, carries, inputs), given)[loop.carries :]
+    return run_loop(Loop(step, carries, inputs, loop.reverse), given)[loop.carries :]
 
 
 def _parts(wanted: Sequence[int], carries: int, end: int) -> tuple[list[int], list[int], list[int]]:

@@ -131,7 +131,7 @@ class _Remat(torch.autograd.Function):
         wanted = [c for c, floating in zip(cotangents, ctx.floating, strict=True) if floating]
         xs, saved = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
         xs = barrier_op(list(xs), wanted)
-        at = [i for i, x in enumerate(xs) if is_differentiable(x)]
+        at = [i for i, x in enumerate(xs) if is_differentiable(x) and ctx.needs_input_grad[1 + i]]
         plan = _Plan(pull_back(ctx.plan.flat, at, len(xs)), ctx.plan.tape, replayed=len(saved))
         inputs = (*xs, *wanted, *saved)
         grads = _Remat.apply(plan, *inputs) if torch.is_grad_enabled() else plan.run(inputs)

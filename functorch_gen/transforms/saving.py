@@ -185,7 +185,7 @@ class Replayer(_History):
         rest = iter(values)
         for name, outputs in tape.operations.items():
             count = outputs.others.count(None)
-            self._results[name] = outputs.get([next(rest) for _ in range(count)])
+            self._results[name] = outputs.get([_physical(next(rest)) for _ in range(count)])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Every operation passes here."""

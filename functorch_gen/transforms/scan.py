@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from functorch_gen import tree
+from functorch_gen.transforms.carry import as_tensors, check_alike, steps_of
 from functorch_gen.transforms.closure import convert_closure
-from functorch_gen.transforms.loop_node import is_graph_traced
 from functorch_gen.transforms.loop_rule import Loop, run_loop
+from functorch_gen.transforms.subgraph import is_graph_traced
 from functorch_gen.tree import TreeDef
 from functorch_gen.typing import Tree
 
@@ -48,8 +49,8 @@ def scan(
     >>> scan(lambda total, x: (total + x, total), torch.tensor(0.0), torch.tensor([1.0, 2.0, 3.0]))
     (tensor(6.), tensor([0., 1., 3.]))
     """
-    steps = _length(xs, length)
-    carry = tree.map_with_path(lambda path, x: _as_tensor("init", path, x), init)
+    steps = steps_of("scan", xs, length)
+    carry = as_tensors("scan", "init", init)
     body = _Body(f, tree.structure(carry), tree.structure(xs))
     if steps == 0:
         return _no_steps(body, carry, xs)
@@ -70,10 +71,9 @@ class _Body:
         result = f(given, tree.unflatten(self.xs, x))
         if not (isinstance(result, tuple) and len(result) == 2):
             raise ValueError(f"scan: expected f to return (carry, y), got {type(result).__name__}")
-        new = tree.map_with_path(lambda path, leaf: _as_tensor("carry of f", path, leaf), result[0])
-        _check_carry(given, new)
-        y = tree.map_with_path(lambda path, leaf: _as_tensor("y of f", path, leaf), result[1])
-        leaves, self.y = tree.flatten(y)
+        new = as_tensors("scan", "carry of f", result[0])
+        check_alike("scan: expected f to keep the carry", given, new)
+        leaves, self.y = tree.flatten(as_tensors("scan", "y of f", result[1]))
         return (*tree.leaves(new), *leaves)
 
     def result(self, carry: list[Tensor], ys: list[Tensor]) -> tuple[Any, Any]:
@@ -94,16 +94,14 @@ def _as_loop(body: _Body, init: Tree, xs: Tree, steps: int, reverse: bool) -> tu
 def _as_node(body: _Body, init: Tree, xs: Tree, steps: int, reverse: bool) -> tuple[Any, Any]:
     closed_over, rebuild = convert_closure(body.f)
     carry, leaves = tree.leaves(init), tree.leaves(xs)
-    counted = [x.flip(0) for x in leaves] if reverse else leaves
-    counted = counted or [torch.arange(steps, device=carry[0].device if carry else None)]  # the node's length
-    loop = Loop(lambda *flat: step(*loop.split(flat)), len(carry), len(counted))
+    counted = leaves or [torch.arange(steps, device=carry[0].device if carry else None)]  # the node's length
+    loop = Loop(lambda *flat: step(*loop.split(flat)), len(carry), len(counted), reverse)
 
     def step(carry: list[Tensor], x: list[Tensor], closed: list[Tensor]) -> tuple[Tensor, ...]:
         return body(rebuild(closed), carry, x[: len(leaves)])
 
     out = run_loop(loop, [*carry, *counted, *closed_over])
-    ys = out[len(carry) :]
-    return body.result(list(out[: len(carry)]), [y.flip(0) for y in ys] if reverse else list(ys))
+    return body.result(list(out[: len(carry)]), list(out[len(carry) :]))
 
 
 def _no_steps(body: _Body, init: Tree, xs: Tree) -> tuple[Any, Any]:
@@ -112,44 +110,3 @@ def _no_steps(body: _Body, init: Tree, xs: Tree) -> tuple[Any, Any]:
     carry = tree.leaves(init)
     out = body(body.f, carry, x)
     return body.result(carry, [y.detach()[None][:0] for y in out[len(carry) :]])
-
-
-def _length(xs: Tree, length: int | None) -> int:
-    if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 0):
-        raise ValueError(f"scan: expected length to be an int >= 0, got {length!r}")
-    steps, first = length, "length"
-    for path, x in zip(tree.paths(xs), tree.leaves(xs), strict=True):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"scan: expected tensors in xs, got {type(x).__name__} at {path!r}")
-        if not x.ndim:
-            raise ValueError(f"scan: expected an axis to loop over in xs at {path!r}, got a 0-d tensor")
-        if steps is not None and x.shape[0] != steps:
-            where = first if first == "length" else f"xs at {first!r}"
-            raise ValueError(f"scan: expected axes of one size, got {steps} in {where} and {x.shape[0]} at {path!r}")
-        steps, first = x.shape[0], path if steps is None else first
-    if steps is None:
-        raise ValueError("scan: expected length where xs has no leaves, got None")
-    return steps
-
-
-def _as_tensor(what: str, path: str, x: Any) -> Tensor:
-    if isinstance(x, Tensor):
-        return x
-    if isinstance(x, bool | int | float | complex):
-        return torch.as_tensor(x)
-    if hasattr(x, "to_tensor"):  # jit's stand-in for a number
-        return x.to_tensor()
-    raise TypeError(f"scan: expected tensors in the {what}, got {type(x).__name__} at {path!r}")
-
-
-def _check_carry(given: Tree, new: Tree) -> None:
-    if tree.structure(given) != tree.structure(new):
-        try:
-            tree.map(lambda *_: None, given, new)
-        except ValueError as error:
-            raise ValueError(f"scan: expected f to keep the carry's structure, but {error}") from error
-        raise ValueError("scan: expected f to keep the carry's structure, got other types of nodes")
-    for path, old, x in zip(tree.paths(given), tree.leaves(given), tree.leaves(new), strict=True):
-        if old.shape != x.shape or old.dtype != x.dtype:
-            want, got = f"{tuple(old.shape)} {old.dtype}", f"{tuple(x.shape)} {x.dtype}"
-            raise ValueError(f"scan: expected f to keep the carry at {path!r} {want}, got {got}")

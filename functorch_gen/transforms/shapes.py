@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from functorch_gen import tree
+from functorch_gen.transforms.known_zeros import Fakes
 from functorch_gen.typing import Tree
 
 __all__ = ["ShapeDtypeStruct", "eval_shape"]
@@ -37,7 +37,7 @@ def eval_shape(fun: Callable[..., Any], *args: Tree, **kwargs: Tree) -> Tree:
     """
     # what torch.compile traces is computed only if its values are used: no mode is needed, and none would trace
     compiling = torch.compiler.is_dynamo_compiling()
-    mode = contextlib.nullcontext() if compiling else FakeTensorMode(allow_non_fake_inputs=True)
+    mode = contextlib.nullcontext() if compiling else Fakes(allow_non_fake_inputs=True)
 
     def fake(x: Any) -> Any:
         if isinstance(x, Tensor):

@@ -1,8 +1,11 @@
-"""Law: plain ``torch.compile(fullgraph=True)`` traces the function without a break."""
+"""Law: plain ``torch.compile(fullgraph=True)`` traces the function without a break.
+
+Rows of the table of compositions have a column for it.
+"""
 
 import pytest
 import torch
-from zoo import assert_trees_close, over
+from zoo import CASES, TABLE, assert_trees_close, over
 
 
 @pytest.fixture(autouse=True)
@@ -13,27 +16,10 @@ def fresh_dynamo():
 
 
 # Dynamo is slow: a row of each kind always, the others in the slow run.
-QUICK = {
-    "tree.lerp",
-    "tree.norm",
-    "tree.partition",
-    "tree.ravel",
-    "random.split",
-    "random.normal",
-    "nn.Sequential with a key",
-    "models.SpatialAttention",
-    "optim.sgd",
-    "ema.warmup",
-    "noise.VPCosine",
-    "diffusion.loss_at edm",
-    "exact.Gaussian",
-    "metrics.mmd",
-    "scan of remat",
-    "grad of a loss",
-}
+QUICK = {"tree.add", "random.split", "random.normal", "random.categorical", "optim.sgd"}
 
 
-@over("compile", quick=QUICK)
+@over("compile", [case for case in CASES if case not in TABLE], quick=QUICK)
 def test_torch_compile_equals_eager(case):
     args = case.args(0)
     compiled = torch.compile(case.fun, fullgraph=True, backend="aot_eager")

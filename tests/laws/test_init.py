@@ -3,7 +3,8 @@
 import nn_cases
 import pytest
 import torch
-from zoo import UNET, assert_trees_close
+from rows.layers import UNET
+from zoo import assert_trees_close
 
 from functorch_gen import models, random, tree
 from functorch_gen.transforms import vmap

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.utils.flop_counter import flop_registry
 
+from functorch_gen.transforms.tracing.nested import inner_graphs
 from functorch_gen.transforms.tracing.sites import site_of
 from functorch_gen.transforms.tracing.text import columns
 
@@ -74,6 +75,8 @@ class FunctionCost(NamedTuple):
 class Cost:
     """What one call costs, predicted from the shapes; ``str(cost)`` is a table by function.
 
+    Of a ``cond`` the dearer branch counts, of a ``while_loop`` one step: how many there are no shape tells.
+
     Attributes:
         flops: floating-point operations: 2 for each multiply-add of products, convolutions and attention, 1 for each
             element that another operation returns.
@@ -105,16 +108,17 @@ def estimate(graph: fx.GraphModule, donated: Collection[int] = (), *, fused: boo
     """
     plan = _Plan(graph, fused)
     functions: dict[str, FunctionCost] = {}
-    inside: dict[fx.Node, int] = {}  # what the bodies of loops need beside their inputs
+    inside: dict[fx.Node, int] = {}  # what loops and branches need beside their inputs
     for node, moved in plan.moved():
-        body = _loop_body(graph, node)
-        if body is None:
+        inner = list(inner_graphs(graph, node).values())
+        if not inner:
             _add(functions, str(site_of(node) or "jit"), FunctionCost(1, _flops(node), moved))
             continue
-        cost, length = estimate(body, fused=fused), _loop_length(node)
-        inside[node] = cost.peak - sum(_size(n) for n in body.graph.nodes if n.op == "placeholder")
-        for name, (ops, flops, size) in cost.functions.items():
-            _add(functions, name, FunctionCost(ops, length * flops, length * size))
+        costs, times = [estimate(body, fused=fused) for body in inner], _repetitions(node)
+        inside[node] = max(cost.peak - _size_of_inputs(body) for cost, body in zip(costs, inner, strict=True))
+        for cost in [max(costs, key=lambda cost: cost.bytes)] if _is_choice(node) else costs:
+            for name, (ops, flops, size) in cost.functions.items():
+                _add(functions, name, FunctionCost(ops, times * flops, times * size))
     rows = functions.values()
     return Cost(sum(r.flops for r in rows), sum(r.bytes for r in rows), plan.peak(donated, inside), functions)
 
@@ -124,18 +128,20 @@ def _add(functions: dict[str, FunctionCost], name: str, more: FunctionCost) -> N
     functions[name] = FunctionCost(old.ops + more.ops, old.flops + more.flops, old.bytes + more.bytes)
 
 
-def _loop_body(graph: fx.GraphModule, node: fx.Node) -> Any:
-    """The graph that a ``scan`` runs at each step; None for other operations."""
+def _is_choice(node: fx.Node) -> bool:
+    return getattr(node.target, "__name__", "") == "cond"
+
+
+def _repetitions(node: fx.Node) -> int:
+    """The length of a ``scan``; 1 for other operations."""
     if getattr(node.target, "__name__", "") != "scan":
-        return None
-    body: Any = node.args[0]
-    return getattr(graph, str(body.target))
-
-
-def _loop_length(node: fx.Node) -> int:
-    _, _, xs, _ = node.args
-    sliced: Any = xs
+        return 1
+    sliced: Any = node.args[2]
     return sliced[0].meta["val"].shape[0]
+
+
+def _size_of_inputs(graph: fx.GraphModule) -> int:
+    return sum(_size(n) for n in graph.graph.nodes if n.op == "placeholder")
 
 
 def _flops(node: fx.Node) -> int:

@@ -1,5 +1,6 @@
 """A graph in fewer kinds of operation: those that Inductor has loops for, and those that run as they are."""
 
+import importlib
 import operator
 import threading
 from collections.abc import Callable, Mapping
@@ -12,7 +13,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from functorch_gen.transforms.tracing.decompositions import DECOMPOSITIONS
-from functorch_gen.transforms.tracing.graph import memory, output_node, simplify, value
+from functorch_gen.transforms.tracing.functional import functional
+from functorch_gen.transforms.tracing.graph import is_view, layout, memory, output_node, simplify, value
 
 __all__ = ["TRACING", "decompose"]
 
@@ -27,8 +29,10 @@ def decompose(module: fx.GraphModule, mode: FakeTensorMode) -> fx.GraphModule:
     """
     from torch._inductor.decomposition import select_decomp_table
 
+    importlib.import_module("torch._inductor.lowering")  # the decomposition of max_pool2d takes for granted that it is
     if any(_is_in_place(n) for n in module.graph.nodes):
-        module = _functional(module, mode)
+        with TRACING:
+            module = functional(module, mode)
     module = _Decomposition(module, mode, {**select_decomp_table(), **DECOMPOSITIONS}).run()
     simplify(module)
     _separate_results(module.graph)
@@ -44,13 +48,6 @@ def _is_in_place(node: fx.Node) -> bool:
 def _is_donation(node: fx.Node) -> bool:
     first: Any = node.args[0] if node.args else None
     return node.target is torch.ops.aten.copy_.default and first.op == "placeholder"
-
-
-def _functional(module: fx.GraphModule, mode: FakeTensorMode) -> fx.GraphModule:
-    """Writes to intermediate tensors become new tensors; writes to inputs stay at the end."""
-    inputs = [value(n) for n in module.graph.nodes if n.op == "placeholder"]
-    with TRACING, mode, torch.no_grad():
-        return make_fx(torch.func.functionalize(module), tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
 
 
 def _separate_results(graph: fx.Graph) -> None:
@@ -98,7 +95,9 @@ class _Decomposition:
             elif parts is None:
                 self.made[node] = self.graph.node_copy(node, self._new)
             else:
-                self.made[node] = self._inline(parts, [self._new(n) for n in _inputs(node)])
+                made = self._inline(parts, [self._new(n) for n in _inputs(node)])
+                is_viewed = any(is_view(user) for x in (node, *node.users) for user in x.users)
+                self.made[node] = self._restored(made, value(node)) if is_viewed else made
         return fx.GraphModule(self.module, self.graph)
 
     def _new(self, node: Any) -> Any:
@@ -151,6 +150,24 @@ class _Decomposition:
             else:
                 made[node] = self.graph.node_copy(node, made.__getitem__)
         return None
+
+    def _restored(self, made: Any, expected: Any) -> Any:
+        """Values in the layout that the whole operation gave them: views of them were traced for that."""
+        if isinstance(made, list | tuple):
+            return [self._restored(x, y) for x, y in zip(made, expected, strict=True)]
+        if not isinstance(made, fx.Node) or layout(value(made)) == layout(expected):
+            return made
+        order = sorted(range(expected.ndim), key=lambda i: (-expected.stride(i), i))
+        back = [order.index(i) for i in range(expected.ndim)]
+        turned = self._call(torch.ops.aten.permute.default, made, order)
+        dense = self._call(torch.ops.aten.clone.default, turned, memory_format=torch.contiguous_format)
+        return self._call(torch.ops.aten.permute.default, dense, back)
+
+    def _call(self, operation: Any, x: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
+        node = self.graph.call_function(operation, (x, *args), kwargs)
+        with self.mode:
+            node.meta = {**x.meta, "val": operation(value(x), *args, **kwargs)}
+        return node
 
 
 def _inputs(node: fx.Node) -> list[fx.Node]:

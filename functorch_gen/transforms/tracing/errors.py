@@ -15,7 +15,7 @@ class TracingError(RuntimeError):
 
 
 _BRANCH = "a Python value is asked of a tensor, which has none while tracing (if, while, float(), .item(), .tolist())"
-_OFFER = "Choose by torch.where, or mark the argument static with static_argnums."
+_OFFER = "Choose by fg.cond or torch.where, or mark the argument static with static_argnums."
 
 
 def explain(error: Exception) -> TracingError | None:

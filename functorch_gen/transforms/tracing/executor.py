@@ -11,9 +11,10 @@ from functorch_gen.transforms.barrier import barrier_op
 from functorch_gen.transforms.tracing.elementwise import Batch, batches
 from functorch_gen.transforms.tracing.graph import value
 from functorch_gen.transforms.tracing.kernels import Library, Region, compile_region, load, load_region
+from functorch_gen.transforms.tracing.nested import RUNNERS, inner_graphs
 from functorch_gen.transforms.tracing.partition import Partition, Unit
 from functorch_gen.transforms.tracing.region import RegionGraph, region_graph
-from functorch_gen.transforms.tracing.writer import FAST, Operation, Writer
+from functorch_gen.transforms.tracing.writer import FAST, Nested, Operation, Writer
 
 __all__ = ["Code", "Executable", "assemble", "planned_peak"]
 
@@ -27,7 +28,7 @@ class Code:
     python: str  # the function ``run``
     constants: dict[str, Any]  # operations and their arguments
     regions: dict[str, Region]
-    loops: dict[str, tuple["Code", int]]  # the body of each loop, and how many tensors it carries
+    nested: dict[str, Nested]  # loops and branches
     peak: int  # bytes at the fullest moment, beside the inputs; scratch inside of operations is not in it
 
     def load(self, functions: dict[str, Callable[..., Any]], regions: dict[int, Any]) -> _Run:
@@ -37,8 +38,9 @@ class Code:
             if id(region) not in regions:
                 regions[id(region)] = load_region(region, functions)
             namespace[name] = regions[id(region)]
-        for name, (body, carries) in self.loops.items():
-            namespace[name] = _loop(body.load(functions, regions), carries)
+        for name, nested in self.nested.items():
+            inner = [code.load(functions, regions) for code in nested.inner]
+            namespace[name] = RUNNERS[nested.operator](inner, nested.count)
         namespace |= {name: _resolve(x) for name, x in self.constants.items()}
         namespace["empty"] = torch._C._dynamo.guards._empty_strided_cpu  # type: ignore[attr-defined]
         namespace["view"] = torch._C._dynamo.guards._reinterpret_tensor  # type: ignore[attr-defined]
@@ -57,22 +59,6 @@ class Executable:
     def load(self) -> _Run:
         """The function of the program's inputs."""
         return self.code.load(load(self.objects), {})
-
-
-def _loop(body: _Run, carries: int) -> Callable[..., list[Tensor]]:
-    """Runs ``body(*carry, *x, *closed) -> (*carry, *y)`` for each x of xs; the ys are stacked."""
-
-    def run(carry: Sequence[Tensor], xs: Sequence[Tensor], closed: Sequence[Tensor]) -> list[Tensor]:
-        stacked: list[Tensor] = []
-        for i in range(len(xs[0])):
-            results = body(*carry, *[x[i] for x in xs], *closed)
-            carry, ys = results[:carries], results[carries:]
-            stacked = stacked or [y.new_empty((len(xs[0]), *y.shape)) for y in ys]
-            for whole, y in zip(stacked, ys, strict=True):
-                whole[i] = y
-        return [*carry, *stacked]
-
-    return run
 
 
 def _laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
@@ -128,13 +114,13 @@ class _Assembler:
                 writer.region(unit, made.inputs, self._region(made))
             elif unit.nodes[0].target is barrier_op:
                 writer.barrier(unit.nodes, cut)
-            elif unit.nodes[0].target is torch.ops.higher_order.scan:
-                body: Any = unit.nodes[0].args[0]
-                writer.loop(unit.nodes, self.code(getattr(graph, str(body.target))))
+            elif inner := inner_graphs(graph, unit.nodes[0]):
+                operator: Any = unit.nodes[0].target
+                writer.nest(unit.nodes, operator.name(), {n: self.code(body) for n, body in inner.items()})
             else:
                 writer.operation(unit.nodes)
         python, peak = writer.finish()
-        return Code(python, writer.constants, writer.regions, writer.loops, peak)
+        return Code(python, writer.constants, writer.regions, writer.nested, peak)
 
     def _region(self, made: RegionGraph) -> Region:
         if made.key not in self.regions:

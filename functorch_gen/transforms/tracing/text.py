@@ -61,6 +61,7 @@ def _inner(body: Any, indent: str) -> list[str]:
         return []
     inputs = [f"{n.name}: {_type(n.meta.get('val'))}" for n in body.graph.nodes if n.op == "placeholder"]
     output: Any = next(node for node in reversed(body.graph.nodes) if node.op == "output").args[0]
+    output = [output] if isinstance(output, fx.Node) else output
     result = ", ".join(_argument(x, {}) for x in output)
     return [f"{indent}input {', '.join(inputs)}", *_body(body, {}, indent), f"{indent}return {result}"]
 

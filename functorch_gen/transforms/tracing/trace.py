@@ -16,6 +16,7 @@ from functorch_gen.transforms.arguments import Outputs
 from functorch_gen.transforms.context import outside_inference
 from functorch_gen.transforms.effects import thread_effects
 from functorch_gen.transforms.graph_passes import prune, repair
+from functorch_gen.transforms.indexing import TensorIndices
 from functorch_gen.transforms.known_zeros import Fakes
 from functorch_gen.transforms.tracing.errors import TracingError, explain
 from functorch_gen.transforms.tracing.numbers import TracedNumber, number_dtype
@@ -51,7 +52,7 @@ def trace(fun: Callable[..., Tree], leaves: Sequence[Any]) -> Trace:
 
     def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
         arguments = [TracedNumber(x) if number else x for x, number in zip(tensors, is_number, strict=True)]
-        with _Watch(tensors):
+        with _Watch(tensors), TensorIndices():
             result = fun(*arguments)
         return outputs.put(tree.map(lambda x: x.value if isinstance(x, TracedNumber) else x, result))
 

@@ -13,7 +13,7 @@ from functorch_gen.transforms.tracing.kernels import Region
 from functorch_gen.transforms.tracing.matmul import LINEAR, as_linear
 from functorch_gen.transforms.tracing.partition import Partition, Unit
 
-__all__ = ["FAST", "Operation", "Writer"]
+__all__ = ["FAST", "Nested", "Operation", "Writer"]
 
 _aten: Any = torch.ops.aten
 
@@ -35,6 +35,15 @@ class Operation:
 
 
 @dataclass
+class Nested:
+    """An operation that runs other programs."""
+
+    operator: str
+    inner: list[Any]  # their code
+    count: int  # the length of its first list of arguments
+
+
+@dataclass
 class _Line:
     text: str
     reads: list[str]
@@ -47,7 +56,7 @@ class Writer:
 
     def __init__(self, module: fx.GraphModule):
         self.graph = module.graph
-        self.loops: dict[str, tuple[Any, int]] = {}
+        self.nested: dict[str, Nested] = {}
         self.constants: dict[str, Any] = {}
         self.regions: dict[str, Region] = {}
         self._lines: list[_Line] = []
@@ -100,14 +109,15 @@ class Writer:
             else:
                 self._emit(f"{made} = {read}", [read], [made], of=read)
 
-    def loop(self, nodes: list[fx.Node], body: Any) -> None:
-        """A loop over the first axis of tensors."""
+    def nest(self, nodes: list[fx.Node], operator: str, inner: dict[fx.Node, Any]) -> None:
+        """A loop or a branch, with the code of its inner programs."""
         node, *items = nodes
-        carry, xs, closed = [self._tensors(x) for x in node.args[1:4]]
-        name, result = f"loop{len(self.loops)}", self._new(node)
-        self.loops[name] = body, len(carry)
-        lists = ", ".join(f"[{', '.join(x)}]" for x in (carry, xs, closed))
-        self._emit(f"{result} = {name}({lists})", [*carry, *xs, *closed], [result], inside=body.peak)
+        given = [self._tensors([x] if isinstance(x, fx.Node) else x) for x in node.args if x not in inner]
+        name, result = f"{operator}{len(self.nested)}", self._new(node)
+        self.nested[name] = Nested(operator, list(inner.values()), len(given[0]))
+        reads = [x for part in given for x in part]
+        lists = ", ".join(f"[{', '.join(part)}]" for part in given)
+        self._emit(f"{result} = {name}({lists})", reads, [result], inside=max(code.peak for code in inner.values()))
         for item in items:
             made = self._new(item)
             self._emit(f"{made} = {result}[{item.args[1]}]", [result], [made])
@@ -164,7 +174,9 @@ class Writer:
     def finish(self) -> tuple[str, int]:
         """The text of the function, and how many bytes it has at the fullest moment beside its inputs."""
         reads: list[str] = []
-        results = [self._argument(n, reads) for n in output_node(self.graph).args[0]]  # type: ignore[union-attr]
+        returned: Any = output_node(self.graph).args[0]
+        returned = [returned] if isinstance(returned, fx.Node) else returned  # what tells a loop to go on
+        results = [self._argument(n, reads) for n in returned]
         last: dict[str, int] = {}
         for i, line in enumerate(self._lines):
             last.update(dict.fromkeys([*line.reads, *line.made], i))
