@@ -159,7 +159,8 @@ def frechet_distance(x: Tensor | tuple[Tensor, Tensor], y: Tensor | tuple[Tensor
 
     On Inception features this is the FID. Either argument may be the pair (mean, covariance), as :func:`moments`
     returns it. Gradients in ``x`` exist for every pair of covariances, singular ones too; those in ``y`` are NaN where
-    an eigenvalue of its covariance is repeated. The distance is symmetric: put first what you differentiate.
+    an eigenvalue of its covariance is repeated, and those of a forward derivative in ``y`` always are (torch's rule of
+    ``eigh``). The distance is symmetric: put first what you differentiate.
 
     Raises:
         ValueError: if x and y differ in their number of features, or a sample has fewer than 2 points.

@@ -242,7 +242,7 @@ MODULE: Any = torch.nn.Linear(2, 2)
             "SpectralNorm: expected dim in range for a weight (3, 2), got 2",
         ),
     ],
-    ids=str,
+    ids=["stateful", "module", "no iterations", "eps", "no weight", "dim"],
 )
 def test_spectral_norm_refuses_what_it_cannot_normalise(make, error, message):
     with pytest.raises(error, match=re.escape(message)):

@@ -1,7 +1,8 @@
-"""The table of pure functions that the laws in ``tests/laws`` run over: trees, layers, optimizers, losses, samplers.
+"""The table of pure functions that ``tests/laws`` and the table of compositions run over; areas have files in ``rows``.
 
-A row is a function and a factory of its arguments, float64 trees in general position. A law that does not hold for a
-row is named in ``skip`` with the reason.
+A row is a function and a factory of its arguments, float64 trees in general position. What does not hold for a row is
+named in ``skip`` with the reason: a law; "derivatives", which are no slopes; "table", where others stand for it. A cell
+of the table that must raise an error has it in ``errors``.
 """
 
 from collections.abc import Callable

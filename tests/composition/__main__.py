@@ -3,16 +3,14 @@
 With names of rows, runs these alone and keeps what the file says of the others.
 """
 
-import json
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
 
 import torch
 from composition.columns import COLUMNS, run_cell
-from composition.page import page
+from composition.page import Results, page, read, write
 from zoo import TABLE
 from zoo_case import Case
 
@@ -30,11 +28,12 @@ def run_row(case: Case) -> dict[str, float | None]:
     return errors
 
 
-def load(names: list[str]) -> dict[str, Any]:
+def load(names: list[str]) -> Results:
     """The rows that the file holds of the table as it is, without those that are to be run."""
     path = DOCS / "composition.json"
-    known = json.loads(path.read_text())["rows"] if names and path.exists() else {}
-    return {case.name: known[case.name] for case in TABLE if case.name in known and case.name not in names}
+    known = read(path.read_text())[1] if names and path.exists() else {}
+    columns = [column.name for column in COLUMNS]
+    return {row: errors for row, errors in known.items() if list(errors) == columns and row not in names}
 
 
 def main(names: list[str]) -> int:
@@ -48,13 +47,13 @@ def main(names: list[str]) -> int:
         if not names or case.name in names:
             rows[case.name] = run_row(case)
             sys.stderr.write(f"{time.monotonic() - start:6.0f} s  {case}\n")
+    rows = {case.name: rows[case.name] for case in TABLE if case.name in rows}
     failures = sum(len(COLUMNS) - len(row) for row in rows.values())
     if failures or len(rows) < len(TABLE):
         sys.stderr.write(f"{failures} cells fail, {len(TABLE) - len(rows)} rows are missing: no page is written\n")
         return failures
-    results = {"torch": torch.__version__, "rows": {case.name: rows[case.name] for case in TABLE}}
-    (DOCS / "composition.json").write_text(json.dumps(results, indent=1) + "\n")
-    (DOCS / "composition.md").write_text(page(results))
+    (DOCS / "composition.json").write_text(write(rows))
+    (DOCS / "composition.md").write_text(page(write(rows)))
     return 0
 
 

@@ -1,5 +1,6 @@
 """The columns of the table, in order: every composition, every composition under ``jit``, and ``torch.compile``."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,7 +61,8 @@ def difference(found: Tree, expected: Tree) -> float:
         gap, size = (x.double() - y.double()).abs().max(), y.double().abs().max()
         return float(gap / size.clamp(min=1e-3))  # smaller ones are rounding beside the values, which are near one
 
-    return max(tree.leaves(tree.map_with_path(one, found, expected)))
+    errors = tree.leaves(tree.map_with_path(one, found, expected))
+    return math.nan if any(map(math.isnan, errors)) else max(errors)  # max alone would pass over NaN
 
 
 def close(found: Tree, expected: Tree, tolerance: float) -> float:

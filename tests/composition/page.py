@@ -1,15 +1,17 @@
-"""docs/composition.md, from what docs/composition.json holds and nothing else but the names of rows and columns."""
+"""docs/composition.md and docs/composition.json: the numbers of the cells, and the page made of them."""
 
+import json
 import math
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from composition.columns import COLUMNS, COMPILED, EAGER, Column, backend
 from composition.problem import INPUTS, OUTPUTS
 from composition.transforms import DIFFERENCE, ROUNDING, STEP
 from zoo import TABLE
 
-__all__ = ["page", "shape"]
+__all__ = ["Results", "page", "read", "shape", "write"]
 
 Results = dict[str, dict[str, float | None]]  # row -> column -> relative error; None: raises the row's error
 
@@ -25,11 +27,11 @@ page lists the rows, columns and errors that stand in `tests/`.
 
 - **Rows** are pure functions and their arguments, drawn at random (`tests/zoo.py`, `tests/rows`): parameters, data,
   keys, labels. The floating arguments are moved along {inputs} random directions, and the floating results are summed
-  with {outputs} sets of random weights, so that all derivatives of all rows are of one size; a wrong entry shows in
-  them. Where a column needs one number, it is the sum of the sines of the {outputs}.
-- **Differences** are central, of fourth order, with steps of {step:.0e}; a cell passes up to {difference:.0e}. What is
-  compared with a loop, another mode or the same without a transform passes up to {rounding:.0e}. Errors are relative to
-  the largest number of the tensor.
+  with {outputs} sets of random weights, so that all derivatives are small matrices; a wrong entry shows in them. Where
+  a column needs one number, it is the sum of the sines of the {outputs}.
+- **Differences** are central, of fourth order, with steps of {step}; a cell passes up to {difference}. What is compared
+  with a loop, another mode or the same without a transform passes up to {rounding}. Errors are relative to the largest
+  number of the tensor.
 - **Batches** are three points: other arguments, keys and labels for each.
 - **`jit`** takes every tensor as an argument. The program is called with two sets of values, must have been traced
   once, and is compared with the composition without `jit` for both. It runs the traced graph (`backend="aten"`), and in
@@ -40,27 +42,51 @@ A number says to how many digits a cell agrees with its reference; `=`: in every
 """
 
 
-def page(results: dict[str, Any]) -> str:
-    """The page; ``results``: the versions, and for each row and column the relative error."""
-    rows: Results = results["rows"]
+def write(rows: Results) -> str:
+    """The rows as JSON, one a line, numbers in the order of the columns."""
+    names = [column.name for column in COLUMNS]
+    lines = [
+        f"{json.dumps(row)}: {json.dumps([_short(errors[name]) for name in names])}" for row, errors in rows.items()
+    ]
+    torch_version = json.dumps(torch.__version__.partition("+")[0])
+    body = ",\n".join(lines)
+    return f'{{"torch": {torch_version},\n"columns": {json.dumps(names)},\n"rows": {{\n{body}\n}}}}\n'
+
+
+def _short(error: float | None) -> float | None:
+    return None if error is None else float(f"{error:.1e}")
+
+
+def read(text: str) -> tuple[str, Results]:
+    """The version of torch, and the rows, from what :func:`write` wrote."""
+    found: dict[str, Any] = json.loads(text)
+    return found["torch"], {row: dict(zip(found["columns"], errors)) for row, errors in found["rows"].items()}
+
+
+def page(text: str) -> str:
+    """The page, from the JSON."""
+    version, rows = read(text)
     cells = [error for row in rows.values() for error in row.values()]
-    failing = sum(error is None for error in cells)
-    count = f"{failing} of them raise the errors listed below." if failing else "None of them is an error."
+    refused = sum(error is None for error in cells)
     head = HEAD.format(
         rows=len(rows),
         columns=len(COLUMNS),
         cells=f"{len(cells):,}",
-        errors=count,
-        torch=results["torch"],
+        errors=f"{refused} of them raise the errors listed below." if refused else "None of them is an error.",
+        torch=version,
         inputs=INPUTS,
         outputs=OUTPUTS,
-        step=STEP,
-        difference=DIFFERENCE,
-        rounding=ROUNDING,
+        step=_power(STEP),
+        difference=_power(DIFFERENCE),
+        rounding=_power(ROUNDING),
     )
     parts = [head, "## Columns\n", *_references(), "\n## Transforms\n", *_table(rows, EAGER)]
     parts += ["\n## Transforms, compiled\n", *_table(rows, COMPILED), *_errors()]
     return "\n".join(parts) + "\n"
+
+
+def _power(x: float) -> str:
+    return f"{x:.0e}".replace("e-0", "e-")
 
 
 def shape() -> dict[str, dict[str, bool]]:

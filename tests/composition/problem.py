@@ -48,7 +48,7 @@ class Problem:
         return self.case.name
 
     def outputs(self, x: Tensor, others: list[Tensor]) -> list[Tensor]:
-        """The floating results for the floating arguments ``x``, all in one vector."""
+        """The floating results; ``x`` holds all floating arguments in one vector."""
         values = iter(x.split([shape.numel() for shape in self.shapes if shape is not None]))
         rest = iter(others)
         leaves = [next(rest) if shape is None else next(values).reshape(shape) for shape in self.shapes]
