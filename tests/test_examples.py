@@ -190,7 +190,7 @@ def test_compiled_step_learns_and_shows_its_cost(tmp_path, capsys):
     result = compiled_step.main(compiled_step.Config(file=str(file), backend="aten", **SMALL))
     assert result["last loss"] < result["first loss"]
     table = capsys.readouterr().out
-    assert "Block > attention" in table
+    assert "Block > MultiHeadAttention" in table
     assert "peak memory" in table
     assert not file.exists()  # there is no generated code to save
 

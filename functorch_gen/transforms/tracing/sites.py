@@ -85,6 +85,10 @@ def is_users(file: str) -> bool:
     return _kind(file) == "user"
 
 
+def _is_private(frame: FrameType) -> bool:
+    return any(part.startswith("_") and part != "__call__" for part in frame.f_code.co_qualname.split("."))
+
+
 def _name(frame: FrameType) -> str:
     name = frame.f_code.co_qualname.replace(".<locals>", "").replace(".__call__", "")
     if is_users(frame.f_code.co_filename):
@@ -146,7 +150,7 @@ def _innermost(frame: FrameType | None) -> tuple[Site | None, bool]:
             name = f"{_name(frame)} > {_name(inner)}" if inner else _name(frame)
             return Site(name, frame.f_code.co_filename, frame.f_lineno, differentiated), differentiated
         if kind == "library":
-            inner = inner or frame
+            inner = frame if inner is None or (_is_private(inner) and not _is_private(frame)) else inner
         elif frame.f_code.co_name == "_engine_run_backward":
             differentiated, inner = True, None
         frame = frame.f_back
