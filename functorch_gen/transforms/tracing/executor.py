@@ -11,6 +11,7 @@ from functorch_gen.transforms.barrier import barrier_op
 from functorch_gen.transforms.tracing.elementwise import Batch, batches
 from functorch_gen.transforms.tracing.graph import value
 from functorch_gen.transforms.tracing.kernels import Library, Region, compile_region, load, load_region
+from functorch_gen.transforms.tracing.matmul import has_small_products, on_one_thread
 from functorch_gen.transforms.tracing.nested import RUNNERS, inner_graphs
 from functorch_gen.transforms.tracing.partition import Partition, Unit
 from functorch_gen.transforms.tracing.region import RegionGraph, region_graph
@@ -55,10 +56,12 @@ class Executable:
 
     code: Code
     objects: list[bytes] = field(repr=False)
+    one_thread: bool = False  # for its matrix products
 
     def load(self) -> _Run:
         """The function of the program's inputs."""
-        return self.code.load(load(self.objects), {})
+        run = self.code.load(load(self.objects), {})
+        return on_one_thread(run) if self.one_thread else run
 
 
 def _laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
@@ -82,7 +85,7 @@ def assemble(graph: fx.GraphModule) -> Executable:
     """Compiles a graph of ATen operations on CPU tensors."""
     library = Library()
     code = _Assembler(library).code(graph)
-    return Executable(code, library.build())
+    return Executable(code, library.build(), has_small_products(graph))
 
 
 def planned_peak(graph: fx.GraphModule) -> int:
