@@ -99,7 +99,7 @@ def on_one_thread(run: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def _mkl_threads() -> Callable[[int], int] | None:
-    """Sets how many threads MKL takes when the calling thread asks, as torch.set_num_threads does; returns what it was."""
+    """Sets how many threads MKL takes when this thread asks, as ``torch.set_num_threads`` does; returns what it was."""
     try:
         return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / _LIBRARY)).MKL_Set_Num_Threads_Local
     except (OSError, AttributeError):  # another system, or a torch without MKL
