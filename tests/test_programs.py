@@ -160,3 +160,69 @@ def test_jit_of_the_jacobian_of_a_decoder_in_chunks(chunk_size):
     volume = fg.vmap(lambda p, z: torch.logdet(jacobian(p, z).mT @ jacobian(p, z)), in_dims=(None, 0))
     slope = aten(fg.grad(lambda p, z: volume(p, z).sum()))(params, codes)
     assert_close(slope, fg.grad(volume_by_hand)(params))
+
+
+# Curvature of a transformer block, per example.
+
+BLOCK = models.GPTBlock(4, 2)
+
+
+def test_hessian_traces_of_a_block_per_example_equal_double_backward():
+    params, xs, mix = weights(BLOCK), draw(1, 2, 3, 4), draw(2, 3, 4)
+    basis = torch.eye(12, dtype=F64).reshape(12, 3, 4)
+
+    def loss(x):
+        return (mix * BLOCK(params, x)).sin().sum()
+
+    def by_matrix(x):
+        return fg.hessian(loss)(x).reshape(12, 12).diagonal().sum()
+
+    def by_products(x):
+        return fg.vmap(lambda e: (e * fg.hvp(loss, (x,), (e,))).sum())(basis).sum()
+
+    expected = torch.stack([sum((torch.autograd.functional.vhp(loss, x, e)[1] * e).sum() for e in basis) for x in xs])
+    for trace in (by_matrix, by_products):
+        assert_close(fg.vmap(trace)(xs), expected)
+        assert_close(aten(fg.vmap(trace))(xs), expected)
+
+
+# Many models, many examples, state.
+
+
+def test_gradients_of_examples_of_models_with_batch_statistics_equal_loops():
+    """Each example, a small batch of images, has statistics of its own."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), torch.tanh, nn.Conv2d(2, 1, 2))
+    params = tree.stack([weights(net, seed) for seed in range(8)])
+    state = tree.stack([tree.cast(net.init_state(), F64)] * 8)
+    xs = draw(3, 3, 2, 1, 5, 5)
+
+    def loss(params, state, x):
+        y, state = net(params, state, x, train=True)
+        return y.square().mean(), state
+
+    gradient = fg.grad(loss, has_aux=True)
+    both = fg.vmap(fg.vmap(gradient, in_dims=(None, None, 0)), in_dims=(0, 0, None))
+    pairs = zip(tree.unstack(params), tree.unstack(state), strict=True)
+    expected = tree.stack([tree.stack([gradient(p, s, x) for x in xs]) for p, s in pairs])
+    assert_close(both(params, state, xs), expected)
+    assert_close(aten(both)(params, state, xs), expected)
+
+
+# A sampler that rejects, each example until it is done.
+
+
+def test_a_rejection_sampler_under_vmap_draws_what_each_key_draws():
+    def sample(key):
+        def again(carry):
+            key, _, tries = carry
+            key, now = random.split(key)
+            return key, random.uniform(now, (), F64), tries + 1
+
+        start = key, torch.zeros((), dtype=F64), torch.zeros((), dtype=torch.int64)
+        return fg.while_loop(lambda carry: carry[1] < 0.7, again, start)
+
+    keys = random.split(random.key(5), 6)
+    expected = tree.stack([sample(key) for key in keys])
+    assert len(set(expected[2].tolist())) > 1
+    assert tree.equal(fg.vmap(sample)(keys), expected)
+    assert tree.equal(aten(fg.vmap(sample))(keys), expected)
