@@ -21,7 +21,8 @@ def parse(config: type[C], description: str | None, arguments: Sequence[str] | N
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     notes = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(config), re.MULTILINE))
-    for field in fields(config):  # type: ignore[arg-type]  # C is a dataclass
+    described: Any = config
+    for field in fields(described):
         text = f"{notes.get(field.name, '')} (default: {field.default!r})".replace("%", "%%")
         options: dict[str, Any] = {"default": field.default, "help": text}
         if isinstance(field.default, bool):

@@ -11,7 +11,7 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from functorch_gen import tree
 from functorch_gen.transforms.carry import as_predicate, as_tensors, check_alike
 from functorch_gen.transforms.closure import convert_closure
-from functorch_gen.transforms.context import is_differentiable
+from functorch_gen.transforms.context import functorch, is_differentiable
 from functorch_gen.transforms.derivatives import Flat, pull_back, push_forward
 from functorch_gen.transforms.loop_node import choice_node
 from functorch_gen.transforms.shapes import ShapeDtypeStruct
@@ -19,8 +19,6 @@ from functorch_gen.transforms.subgraph import decide, is_abstract, is_graph_trac
 from functorch_gen.typing import Tree
 
 __all__ = ["cond"]
-
-_functorch: Any = torch._C._functorch  # type: ignore[attr-defined]  # a C module that torch's stubs leave out
 
 
 def cond(pred: Any, true_fun: Callable[..., Tree], false_fun: Callable[..., Tree], *operands: Tree) -> Any:
@@ -112,10 +110,10 @@ class _Branches:
 
 def _mapped_level(pred: Tensor) -> int | None:
     """The innermost ``vmap`` between whose examples ``pred`` differs."""
-    while _functorch.is_functorch_wrapped_tensor(pred):
-        if _functorch.is_batchedtensor(pred):
-            return _functorch.maybe_get_level(pred)
-        pred = _functorch.get_unwrapped(pred)
+    while functorch.is_functorch_wrapped_tensor(pred):
+        if functorch.is_batchedtensor(pred):
+            return functorch.maybe_get_level(pred)
+        pred = functorch.get_unwrapped(pred)
     return None
 
 
@@ -135,7 +133,7 @@ def _cut(flat: Sequence[Tensor], pred: Tensor, taken: Tensor) -> list[Tensor]:
     level = None if compiling else _mapped_level(pred)
 
     def own(x: Tensor) -> bool:
-        return compiling or (level is not None and _functorch.maybe_get_level(x) >= level)
+        return compiling or (level is not None and functorch.maybe_get_level(x) >= level)
 
     return [torch.where(taken, x, x.detach()) if is_differentiable(x) and own(x) else x for x in flat]
 

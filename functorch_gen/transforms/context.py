@@ -12,11 +12,14 @@ from functorch_gen import tree
 from functorch_gen.transforms.named_axes import process_groups
 from functorch_gen.typing import Tree
 
-_functorch: Any = torch._C._functorch  # type: ignore[attr-defined]  # a C module that torch's stubs leave out
+_C: Any = torch._C  # torch's stubs leave out some of its modules
+functorch: Any = _C._functorch
+"""What torch tells of its transforms: levels, and what a tensor is wrapped in."""
 
 __all__ = [
     "ambient",
     "differentiating",
+    "functorch",
     "is_differentiable",
     "is_inference",
     "is_mapped",
@@ -56,9 +59,9 @@ def requires_gradient(leaves: Iterable[Any]) -> bool:
 
 def is_mapped(x: Tensor) -> bool:
     """Whether ``x`` differs between the examples of the innermost ``vmap``."""
-    if torch.compiler.is_dynamo_compiling() or not _functorch.is_batchedtensor(x):
+    if torch.compiler.is_dynamo_compiling() or not functorch.is_batchedtensor(x):
         return False
-    return _functorch.maybe_get_level(x) == _functorch.maybe_current_level()
+    return functorch.maybe_get_level(x) == functorch.maybe_current_level()
 
 
 def is_differentiable(x: object) -> bool:

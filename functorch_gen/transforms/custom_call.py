@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 
 from functorch_gen.transforms.arguments import Outputs
-from functorch_gen.transforms.context import is_differentiable
+from functorch_gen.transforms.context import functorch, is_differentiable
 from functorch_gen.transforms.derivatives import dense_output, pull_back
 
 __all__ = [
@@ -31,8 +31,6 @@ __all__ = [
 
 Vectors = Sequence[Tensor | None]
 """Tangents or cotangents; None stands for zero, and for what has no derivative."""
-
-_functorch: Any = torch._C._functorch  # type: ignore[attr-defined]  # a C module that torch's stubs leave out
 
 
 class Kept(NamedTuple):
@@ -90,21 +88,21 @@ class Rule(Protocol):
 
 def is_followed(x: Tensor) -> bool:
     """Whether a derivative of what is computed from ``x`` may be taken, at some level."""
-    while _functorch.is_functorch_wrapped_tensor(x):
-        if _functorch.is_gradtrackingtensor(x) and _functorch.maybe_get_level(x) > 0:  # else it has ended
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_gradtrackingtensor(x) and functorch.maybe_get_level(x) > 0:  # else it has ended
             return True
-        x = _functorch.get_unwrapped(x)
+        x = functorch.get_unwrapped(x)
     moves = torch._C._is_fwd_grad_enabled() and is_differentiable(x) and unpack_dual(x).tangent is not None
     return moves or reverse_level(x) >= 0
 
 
 def reverse_level(x: Tensor) -> int:
     """The innermost level of reverse mode that follows ``x``: 0 is torch.autograd's, -1 none."""
-    while _functorch.is_functorch_wrapped_tensor(x):
-        level = _functorch.maybe_get_level(x)
-        if _functorch.is_gradtrackingtensor(x) and level > 0 and x.requires_grad:
+    while functorch.is_functorch_wrapped_tensor(x):
+        level = functorch.maybe_get_level(x)
+        if functorch.is_gradtrackingtensor(x) and level > 0 and x.requires_grad:
             return level
-        x = _functorch.get_unwrapped(x)
+        x = functorch.get_unwrapped(x)
     return 0 if x.requires_grad and torch.is_grad_enabled() else -1
 
 
@@ -191,7 +189,7 @@ class _Call(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, _rule: None, *tangents: Tensor | None) -> Any:
-        ctx.rule.check_push(_functorch.maybe_current_level() or 0)
+        ctx.rule.check_push(functorch.maybe_current_level() or 0)
         _refuse(ctx.rule, [i for i, t in enumerate(tangents) if t is not None])
         unpack = torch._VF._unpack_dual  # this level's tangent off
         saved = [unpack(x, level=0)[0] if is_differentiable(x) else x for x in ctx.saved_tensors]

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from functorch_gen import tree
 from functorch_gen.transforms.arguments import Outputs
+from functorch_gen.transforms.context import functorch
 from functorch_gen.typing import Tree
 
 __all__ = ["Policy", "Recorder", "Replayer", "Tape", "checkpoint_name", "dots_saveable", "save_only_these_names"]
@@ -198,7 +199,6 @@ class Replayer(_History):
 
 def _physical(x: Tensor) -> Tensor:
     """What is under the wrappers of the active transforms."""
-    functorch: Any = torch._C._functorch  # type: ignore[attr-defined]  # a C module that torch's stubs leave out
     while functorch.is_functorch_wrapped_tensor(x):
         x = functorch.get_unwrapped(x)
     return x

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -208,5 +208,6 @@ def _is_fetched(node: fx.Node) -> bool:
 
 def _tensors(node: fx.Node) -> Iterator[Tensor]:
     """The values of a node; of a write its target."""
-    x = value(node.args[0] if node.target is torch.ops.aten.copy_.default else node)  # type: ignore[arg-type]
+    source: Any = node.args[0] if node.target is torch.ops.aten.copy_.default else node
+    x = value(source)
     yield from (y for y in (x if isinstance(x, list | tuple) else [x]) if isinstance(y, Tensor))

@@ -19,6 +19,8 @@ from functorch_gen.transforms.tracing.writer import FAST, Nested, Operation, Wri
 
 __all__ = ["Code", "Executable", "assemble", "planned_peak"]
 
+_C: Any = torch._C  # torch's stubs leave out some of its modules
+
 _Run = Callable[..., Sequence[Tensor]]
 
 
@@ -43,8 +45,9 @@ class Code:
             inner = [code.load(functions, regions) for code in nested.inner]
             namespace[name] = RUNNERS[nested.operator](inner, nested.count)
         namespace |= {name: _resolve(x) for name, x in self.constants.items()}
-        namespace["empty"] = torch._C._dynamo.guards._empty_strided_cpu  # type: ignore[attr-defined]
-        namespace["view"] = torch._C._dynamo.guards._reinterpret_tensor  # type: ignore[attr-defined]
+        guards = _C._dynamo.guards
+        namespace["empty"] = guards._empty_strided_cpu
+        namespace["view"] = guards._reinterpret_tensor
         namespace |= {"laid_out": _laid_out, "copied": _copied}
         exec(compile(self.python, "<functorch_gen program>", "exec"), namespace)
         return namespace["run"]

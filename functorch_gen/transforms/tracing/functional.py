@@ -65,8 +65,9 @@ class _Hiding(fx.Interpreter):
 
 def _show(module: fx.GraphModule, node: fx.Node, operator: Any, flat: list[Any], spec: pytree.TreeSpec) -> None:
     """Puts the loop or branch back in the place of the opaque operation."""
-    tensors, number = node.args
-    given = iter(tensors)  # type: ignore[arg-type]  # a list of nodes
+    args: Any = node.args
+    tensors, number = args
+    given = iter(tensors)
     with module.graph.inserting_before(node):
         full = []
         for i, x in enumerate(flat):

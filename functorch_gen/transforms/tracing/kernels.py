@@ -23,6 +23,8 @@ from functorch_gen.transforms.tracing.lowerings import register_lowerings
 
 __all__ = ["Kernel", "Library", "Region", "compile_region", "load", "load_region"]
 
+_C: Any = torch._C  # torch's stubs leave out some of its modules
+
 _capturing = threading.local()
 
 
@@ -90,9 +92,8 @@ class Library:
 
 def load(objects: Sequence[bytes]) -> dict[str, Callable[..., Any]]:
     """The functions in shared objects, by name."""
-    os.environ["_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"] = str(
-        torch._C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr  # type: ignore[attr-defined]
-    )
+    address = _C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr
+    os.environ["_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"] = str(address)
     functions: dict[str, Callable[..., Any]] = {}
     for data in objects:
         with tempfile.TemporaryDirectory(prefix="functorch_gen_") as folder:
@@ -122,7 +123,7 @@ def compile_region(graph: fx.GraphModule, inputs: Sequence[Tensor], library: Lib
     options = {key: value for key, value in _OPTIONS.items() if _has(config, key)}
     if torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "NO AVX"):
         options["cpp.vec_isa_ok"] = True  # torch has found the ISA already: its 9 s of compiler probes are skipped
-    mode = inputs[0].fake_mode if inputs else None  # type: ignore[attr-defined]
+    mode = getattr(inputs[0], "fake_mode", None) if inputs else None
     with (
         config.patch(options),
         tracing(TracingContext(mode)),
@@ -153,13 +154,14 @@ def _capture(binding: Callable[[Sequence[str], str], Any]) -> Iterator[None]:
             return original(self, argtypes, source_code)
         return binding(argtypes, source_code)
 
-    AsyncCompile.cpp_pybinding = cpp_pybinding  # type: ignore[method-assign]
+    owner: Any = AsyncCompile
+    owner.cpp_pybinding = cpp_pybinding
     _capturing.on = True
     try:
         yield
     finally:
         _capturing.on = False
-        AsyncCompile.cpp_pybinding = original  # type: ignore[method-assign]
+        owner.cpp_pybinding = original
 
 
 def load_region(region: Region, functions: dict[str, Callable[..., Any]]) -> Callable[[list[Tensor]], Any]:

@@ -35,18 +35,19 @@ def as_linear(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None] | None:
 
     On processors that are not Intel's, MKL keeps to 256-bit vectors, which halves its speed where there are 512.
     """
+    args: Any = node.args
     if node.target is _aten.mm.default:
-        x, m, bias = *node.args, None
+        x, m, bias = *args, None
     elif node.target is _aten.addmm.default and not node.kwargs:
-        bias, x, m = node.args
-        if value(bias).shape != value(m).shape[1:]:  # type: ignore[arg-type]
+        bias, x, m = args
+        if value(bias).shape != value(m).shape[1:]:
             return None
     else:
         return None
-    if value(x).dtype != torch.float32 or not _has_faster_library():  # type: ignore[arg-type]
+    if value(x).dtype != torch.float32 or not _has_faster_library():
         return None
-    flops = 2 * math.prod(value(x).shape) * value(m).shape[1]  # type: ignore[arg-type]
-    return (x, m, bias) if flops >= _WORTH else None  # type: ignore[return-value]
+    flops = 2 * math.prod(value(x).shape) * value(m).shape[1]
+    return (x, m, bias) if flops >= _WORTH else None
 
 
 @functools.cache
@@ -64,7 +65,8 @@ def has_small_products(module: fx.GraphModule) -> bool:
     for node in _calls(module):
         name = getattr(node.target, "name", str)()
         if node.target in _PRODUCTS:
-            x, m = (value(n) for n in node.args[-2:])  # type: ignore[arg-type]  # they are nodes
+            args: Any = node.args
+            x, m = (value(n) for n in args[-2:])
             if 2 * x.numel() * m.shape[-1] > _SMALL:
                 return False
             products += 1
