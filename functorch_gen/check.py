@@ -1,12 +1,15 @@
 """Checks at public calls: each names the argument, what was expected and what came."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_choice", "check_floating", "check_positive", "check_shape"]
+from functorch_gen.typing import Number
+
+__all__ = ["check_choice", "check_floating", "check_number", "check_positive", "check_shape"]
 
 
 def check_shape(x: Tensor, pattern: str, name: str, **sizes: int) -> dict[str, int]:
@@ -94,3 +97,29 @@ def check_floating(x: Tensor, name: str) -> None:
         raise TypeError(f"{name}: expected a floating-point tensor, got {type(x).__name__}")
     if not torch.is_floating_point(x):
         raise TypeError(f"{name}: expected a floating-point tensor, got {x.dtype}")
+
+
+def check_number(
+    name: str, argument: str, value: Number, *, low: float = -math.inf, high: float = math.inf, below: float = math.inf
+) -> None:
+    """Checks a hyper-parameter; that low <= value <= high and value < below is checked of Python numbers only.
+
+    A 0-d tensor, or a number that a trace stands for, has no value to compare.
+
+    Raises:
+        TypeError: if ``value`` is no number (has no arithmetic).
+        ValueError: if it is a Python number out of range or NaN, or a tensor that is not 0-d.
+
+    >>> check_number("adam", "b1", 1.0, low=0, below=1)
+    Traceback (most recent call last):
+        ...
+    ValueError: adam: expected 0 <= b1 < 1, got 1.0
+    """
+    if isinstance(value, bool) or not hasattr(value, "__rsub__"):
+        raise TypeError(f"{name}: expected {argument} to be a number or a 0-d tensor, got {type(value).__name__}")
+    if isinstance(value, Tensor) and value.ndim:
+        raise ValueError(f"{name}: expected {argument} to be a number or a 0-d tensor, got shape {tuple(value.shape)}")
+    if isinstance(value, int | float) and not (low <= value <= high and (value < below or below == math.inf)):
+        left = "" if low == -math.inf else f"{low} <= "
+        right = f" < {below}" if below < math.inf else f" <= {high}" if high < math.inf else ""
+        raise ValueError(f"{name}: expected {left}{argument}{right}, got {value}")

@@ -17,6 +17,8 @@ FLOORS: list[list[str]] = [
     ["structure"],
     ["tree"],
     ["random"],
+    ["leaves"],
+    ["flat"],
     ["transforms", "debug", "config", "numerics"],
     ["nn", "optim", "ema", "losses", "ode", "distributions"],
     ["models", "bijectors", "noise", "step"],

@@ -1,8 +1,9 @@
 """Optimizers as pairs of pure functions, with optax's contract and names; schedules as functions of the step."""
 
+from functorch_gen.flat import Flat, Layout
 from functorch_gen.optim.clipping import clip, clip_by_global_norm
 from functorch_gen.optim.decay import Mask, add_decayed_weights
-from functorch_gen.optim.flat import Flat, Layout, flatten
+from functorch_gen.optim.flat import flatten
 from functorch_gen.optim.moments import ScaleByAdamState, TraceState, scale_by_adam, trace
 from functorch_gen.optim.optimizers import adam, adamw, sgd
 from functorch_gen.optim.scaling import ScaleByScheduleState, scale, scale_by_learning_rate, scale_by_schedule

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from functorch_gen import tree
-from functorch_gen.check import check_positive
-from functorch_gen.optim.checks import at_least_float32, check_number
+from functorch_gen.check import check_number, check_positive
+from functorch_gen.leaves import at_least_float32
 from functorch_gen.optim.transformation import GradientTransformation, stateless
 from functorch_gen.typing import Number, Tree
 

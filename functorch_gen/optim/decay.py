@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from functorch_gen import tree
-from functorch_gen.optim.checks import check_number, map_same
-from functorch_gen.optim.flat import Layout
+from functorch_gen.check import check_number
+from functorch_gen.flat import Layout
+from functorch_gen.leaves import map_same
 from functorch_gen.optim.transformation import GradientTransformation, stateless
 from functorch_gen.typing import Number, Params, Tree
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from functorch_gen import tree
-from functorch_gen.optim.checks import at_least_float32, check_number, check_params, map_same, scalar_zero
+from functorch_gen.check import check_number
+from functorch_gen.leaves import at_least_float32, check_params, map_same, scalar_zero
 from functorch_gen.optim.transformation import GradientTransformation
 from functorch_gen.typing import Number, Params, Tree
 

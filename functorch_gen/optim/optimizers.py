@@ -1,6 +1,6 @@
 """The optimizers by name: short chains of the transformations in this folder."""
 
-from functorch_gen.optim.checks import check_number
+from functorch_gen.check import check_number
 from functorch_gen.optim.decay import Mask, add_decayed_weights
 from functorch_gen.optim.moments import scale_by_adam, trace
 from functorch_gen.optim.scaling import scale_by_learning_rate

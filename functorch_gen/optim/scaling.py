@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from functorch_gen import tree
-from functorch_gen.optim.checks import check_number, check_params, scalar_zero
+from functorch_gen.check import check_number
+from functorch_gen.leaves import check_params, scalar_zero
 from functorch_gen.optim.schedules import LearningRate, StepSchedule
 from functorch_gen.optim.transformation import GradientTransformation, stateless
 from functorch_gen.typing import Number, Params, Tree

@@ -12,8 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from functorch_gen.check import check_positive
-from functorch_gen.optim.checks import check_number
+from functorch_gen.check import check_number, check_positive
 from functorch_gen.typing import Number
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations  # Dynamo cannot evaluate those of a function
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from functorch_gen.optim.checks import check_params, map_same
+from functorch_gen.leaves import check_params, map_same
 from functorch_gen.typing import Params, State, Tree
 
 __all__ = ["EmptyState", "GradientTransformation", "apply_updates", "chain", "identity", "stateless"]

@@ -1,6 +1,5 @@
-"""What optimizers and averages ask of their arguments: ranges of plain numbers, floating leaves, equal shapes."""
+"""What optimizers and averages ask of trees: floating leaves, equal shapes, at least float32."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,35 +8,9 @@ from torch import Tensor
 
 from functorch_gen import tree
 from functorch_gen.check import check_floating
-from functorch_gen.typing import Number, Tree
+from functorch_gen.typing import Tree
 
-__all__ = ["at_least_float32", "check_number", "check_params", "map_same", "scalar_zero"]
-
-
-def check_number(
-    name: str, argument: str, value: Number, *, low: float = -math.inf, high: float = math.inf, below: float = math.inf
-) -> None:
-    """Checks a hyper-parameter; that low <= value <= high and value < below is checked of Python numbers only.
-
-    A 0-d tensor, or a number that a trace stands for, has no value to compare.
-
-    Raises:
-        TypeError: if ``value`` is no number (has no arithmetic).
-        ValueError: if it is a Python number out of range or NaN, or a tensor that is not 0-d.
-
-    >>> check_number("adam", "b1", 1.0, low=0, below=1)
-    Traceback (most recent call last):
-        ...
-    ValueError: adam: expected 0 <= b1 < 1, got 1.0
-    """
-    if isinstance(value, bool) or not hasattr(value, "__rsub__"):
-        raise TypeError(f"{name}: expected {argument} to be a number or a 0-d tensor, got {type(value).__name__}")
-    if isinstance(value, Tensor) and value.ndim:
-        raise ValueError(f"{name}: expected {argument} to be a number or a 0-d tensor, got shape {tuple(value.shape)}")
-    if isinstance(value, int | float) and not (low <= value <= high and (value < below or below == math.inf)):
-        left = "" if low == -math.inf else f"{low} <= "
-        right = f" < {below}" if below < math.inf else f" <= {high}" if high < math.inf else ""
-        raise ValueError(f"{name}: expected {left}{argument}{right}, got {value}")
+__all__ = ["at_least_float32", "check_params", "map_same", "scalar_zero"]
 
 
 def check_params(name: str, params: Tree) -> None:
