@@ -10,7 +10,7 @@ from bench.unet_module import UNetModule
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from functorch_gen import random, tree
+from functorch_gen import optim, random, tree
 from functorch_gen.models import ResBlock, SpatialAttention, Stage, UNet
 from functorch_gen.transforms import grad as fg_grad
 from functorch_gen.typing import Params
@@ -367,3 +367,41 @@ def test_unet_drops_only_with_a_key() -> None:
     first, again, other = (unet(params, *args, key=random.key(seed)) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_unet_without_time_is_the_one_whose_embedding_modulates_nothing() -> None:
+    """Segmentation: an image in, logits for each pixel out; the timed net with scale and shift 0 is the same."""
+    timed = UNet(3, **config(num_classes=None))
+    segment = UNet(3, **config(num_classes=None), out_channels=3, timed=False)
+    params = randomized(segment)
+    modulated = randomized(timed)
+    silent = {path: torch.zeros_like(x) for path, x in tree.names(modulated).items() if ".embed." in path}
+    both = tree.from_names(tree.names(modulated) | tree.names(params) | silent, like=modulated)
+    x, t = inputs((2, 3, 8, 8), None)[:2]
+    assert silent
+    assert not any("embed" in path or "time" in path for path in tree.names(params))
+    assert_exact(segment(params, x), timed(both, x, t))
+
+
+def test_unet_learns_to_segment() -> None:
+    """Every pixel's class from the image: which of two channels is brighter, in the mean of its neighbours."""
+    net = UNet(2, **config(num_classes=None), out_channels=2, timed=False)
+    x = random.normal(random.key(3), (8, 2, 8, 8))
+    smooth = torch.nn.functional.avg_pool2d(x, 3, 1, 1)
+    label = smooth.argmax(1)
+
+    def loss(params: Params) -> Tensor:
+        return torch.nn.functional.cross_entropy(net(params, x), label)
+
+    params, tx = net.init(random.key(0)), optim.adam(1e-2)
+    opt_state = tx.init(params)
+    for _ in range(60):
+        updates, opt_state = tx.update(fg_grad(loss)(params), opt_state, params)
+        params = optim.apply_updates(params, updates)
+    assert (net(params, x).argmax(1) == label).double().mean() > 0.95
+
+
+def test_unet_without_time_refuses_one() -> None:
+    net = UNet(1, **config(num_classes=None), timed=False)
+    with pytest.raises(ValueError, match="UNet: t: expected None with timed=False"):
+        net(net.init(random.key(0)), torch.zeros(1, 1, 8, 8), torch.zeros(1))

@@ -1,4 +1,4 @@
-"""U-Net for diffusion and flows, conditioned on time and class."""
+"""U-Net: image to image, for diffusion and flows conditioned on time and class, for segmentation on nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from functorch_gen import random
 from functorch_gen.check import check_floating, check_positive, check_shape
+from functorch_gen.models.labels import check_integer
 from functorch_gen.nn import (
     Bound,
     Conv2d,
@@ -29,7 +29,7 @@ from functorch_gen.transforms import remat
 from functorch_gen.transforms.context import is_transformed
 from functorch_gen.typing import Key, Layer, Params
 
-__all__ = ["Remat", "ResBlock", "SpatialAttention", "Stage", "UNet", "check_labels", "drop_labels"]
+__all__ = ["Remat", "ResBlock", "SpatialAttention", "Stage", "UNet"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class SpatialAttention:
 
     At initialisation the identity.
 
+    >>> from functorch_gen import random
     >>> layer = SpatialAttention(8, num_heads=2)
     >>> x = torch.ones(1, 8, 4, 4)
     >>> bool((layer(layer.init(random.key(0)), x) == x).all())
@@ -72,10 +73,12 @@ class ResBlock:
     """Residual block modulated by an embedding: (b, c_in, h, w), (b, d) -> (b, c_out, h, w).
 
     h = conv1(silu(norm1(x))), y = skip(x) + conv2(silu((1 + scale) norm2(h) + shift)); scale and shift are linear in
-    the embedding. At initialisation y = skip(x). With ``num_heads`` > 0 attention between the pixels follows.
+    the embedding. At initialisation y = skip(x). With ``num_heads`` > 0 attention between the pixels follows; with
+    ``embed_dim`` 0 there is no embedding, scale or shift.
 
     Source: Dhariwal and Nichol 2021, section 3 (adaptive group normalisation), arXiv:2105.05233.
 
+    >>> from functorch_gen import random
     >>> block = ResBlock(8, 16, embed_dim=4)
     >>> block(block.init(random.key(0)), torch.ones(2, 8, 4, 4), torch.ones(2, 4)).shape
     torch.Size([2, 16, 4, 4])
@@ -92,10 +95,11 @@ class ResBlock:
     def parts(self) -> dict[str, Layer]:
         """The sublayers by name."""
         c_in, c_out, groups = self.in_channels, self.out_channels, self.num_groups
+        embed: dict[str, Layer] = {"embed": Linear(self.embed_dim, 2 * c_out)} if self.embed_dim else {}
         return {
             "norm1": GroupNorm(groups, c_in),
             "conv1": Conv2d(c_in, c_out, 3, padding=1),
-            "embed": Linear(self.embed_dim, 2 * c_out),
+            **embed,
             "norm2": GroupNorm(groups, c_out),
             "dropout": Dropout(self.dropout),
             "conv2": Conv2d(c_out, c_out, 3, padding=1, gain=0.0),  # starts as the skip alone
@@ -107,20 +111,22 @@ class ResBlock:
         """Draws the parameters."""
         return init_parts(self.parts, key)
 
-    def __call__(self, params: Params, x: Tensor, embed: Tensor, *, key: Key | None = None) -> Tensor:
+    def __call__(self, params: Params, x: Tensor, embed: Tensor | None = None, *, key: Key | None = None) -> Tensor:
         """Applies the block; ``key`` draws the dropout."""
         check_shape(x, "b c h w", "ResBlock: x", c=self.in_channels)
         f = Bound(self.parts, params, key=key)
-        scale, shift = rearrange(f.embed(embed), "b (two c) -> two b c 1 1", two=2)
-        h = f.conv1(F.silu(f.norm1(x)))
-        h = F.silu((1 + scale) * f.norm2(h) + shift)
-        return f.attention(f.skip(x) + f.conv2(f.dropout(h)))
+        h = f.norm2(f.conv1(F.silu(f.norm1(x))))
+        if self.embed_dim:
+            scale, shift = rearrange(f.embed(embed), "b (two c) -> two b c 1 1", two=2)
+            h = (1 + scale) * h + shift
+        return f.attention(f.skip(x) + f.conv2(f.dropout(F.silu(h))))
 
 
 @dataclass(frozen=True)
 class Remat:
     """A layer whose inner activations are recomputed in the backward pass; same parameters, same values.
 
+    >>> from functorch_gen import random
     >>> sorted(Remat(Linear(2, 3)).init(random.key(0)))
     ['bias', 'weight']
     """
@@ -147,6 +153,7 @@ class Stage:
 
     On the way up, block i also takes the i-th last of ``skips``, concatenated along the channels.
 
+    >>> from functorch_gen import random
     >>> stage = Stage((ResBlock(8, 8, embed_dim=4), ResBlock(8, 8, embed_dim=4)))
     >>> h = stage(stage.init(random.key(0)), torch.ones(2, 8, 4, 4), torch.ones(2, 4))
     >>> [tuple(y.shape) for y in h]
@@ -165,7 +172,13 @@ class Stage:
         return init_parts(self.parts, key)
 
     def __call__(
-        self, params: Params, x: Tensor, embed: Tensor, skips: Sequence[Tensor] = (), *, key: Key | None = None
+        self,
+        params: Params,
+        x: Tensor,
+        embed: Tensor | None = None,
+        skips: Sequence[Tensor] = (),
+        *,
+        key: Key | None = None,
     ) -> list[Tensor]:
         """Applies the blocks; ``key`` draws the dropout."""
         f = Bound(self.parts, params, key=key)
@@ -178,11 +191,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class UNet:
-    """Image to image of the same shape, given time and class: (b, c, h, w), (b,), (b,) -> (b, c, h, w).
+    """Image to image of the same size, given time and class: (b, c, h, w), (b,), (b,) -> (b, out_channels, h, w).
 
     Level l works at 1 / 2^l of the image's height and width with ``base_channels * channel_mults[l]`` channels. Going
     down it has ``num_blocks`` residual blocks, whose outputs the same level going up takes again. Height and width
-    may be any multiples of ``factor`` = 2^(levels - 1). At initialisation the output is zero.
+    may be any multiples of ``factor`` = 2^(levels - 1). At initialisation the output is zero. With ``timed=False`` it
+    takes an image alone, and with ``out_channels`` as many logits as there are classes of pixels: for segmentation.
 
     Args:
         attention_levels: levels whose blocks end in self-attention (that of the last level includes the middle).
@@ -192,15 +206,21 @@ class UNet:
         channels_last: lay activations out as (b, h, w, c) in memory; values are unchanged. The faster layout on a CPU,
             eager and compiled; inside a functorch transform, where layouts have no meaning, it does nothing.
         remat: recompute the inside of each block in the backward pass: less memory, about a quarter more time.
+        out_channels: as ``in_channels`` when None.
+        timed: False: it is called without t.
     Raises:
         ValueError: for sizes that do not fit; when called, for x, t or label of a wrong shape.
 
     Source: Ho et al. 2020, appendix B, arXiv:2006.11239; Dhariwal and Nichol 2021, section 3, arXiv:2105.05233.
 
+    >>> from functorch_gen import random
     >>> unet = UNet(1, base_channels=8, num_classes=10)
     >>> params = unet.init(random.key(0))
     >>> unet(params, torch.ones(2, 1, 8, 8), torch.tensor([0.1, 0.9]), torch.tensor([3, 10])).shape
     torch.Size([2, 1, 8, 8])
+    >>> segment = UNet(3, base_channels=8, out_channels=5, timed=False)
+    >>> segment(segment.init(random.key(0)), torch.ones(2, 3, 8, 8)).shape
+    torch.Size([2, 5, 8, 8])
     """
 
     in_channels: int
@@ -216,13 +236,15 @@ class UNet:
     time_scale: float = 1000.0
     channels_last: bool = False
     remat: bool = False
+    out_channels: int | None = None
+    timed: bool = True
 
     def __post_init__(self) -> None:
         freeze(self)
         check_sizes("UNet", in_channels=self.in_channels, base_channels=self.base_channels)
         check_sizes("UNet", channel_mults=self.channel_mults, num_blocks=self.num_blocks)
         check_sizes("UNet", num_heads=self.num_heads, num_groups=self.num_groups)
-        optional = {"num_classes": self.num_classes, "embed_dim": self.embed_dim}
+        optional = {"num_classes": self.num_classes, "embed_dim": self.embed_dim, "out_channels": self.out_channels}
         check_sizes("UNet", **{name: size for name, size in optional.items() if size is not None})
         check_positive("UNet", time_scale=self.time_scale)
         if self.base_channels % 2:
@@ -258,21 +280,24 @@ class UNet:
 
     @property
     def _embed_dim(self) -> int:
+        if not self.timed and self.num_classes is None:
+            return 0
         return 4 * self.base_channels if self.embed_dim is None else self.embed_dim
 
     @property
     def parts(self) -> dict[str, Layer]:
         """The sublayers by name; ``down<l>`` and ``up<l>`` are the stages of level l, which others join."""
         c, d = self.channels, self._embed_dim
+        c_out = self.in_channels if self.out_channels is None else self.out_channels
         parts: dict[str, Layer] = {
-            "features": SinusoidalFeatures(self.base_channels, scale=self.time_scale),
-            "time1": Linear(self.base_channels, d),
-            "time2": Linear(d, d),
             "stem": Conv2d(self.in_channels, c[0], 3, padding=1),
             "middle": Stage((self._block(-1), self._block(-1, attend=False))),
             "norm": GroupNorm(self.num_groups, c[0]),
-            "head": Conv2d(c[0], self.in_channels, 3, padding=1, gain=0.0),  # starts as the zero map
+            "head": Conv2d(c[0], c_out, 3, padding=1, gain=0.0),  # starts as the zero map
         }
+        if self.timed:
+            parts["features"] = SinusoidalFeatures(self.base_channels, scale=self.time_scale)
+            parts["time1"], parts["time2"] = Linear(self.base_channels, d), Linear(d, d)
         if self.num_classes is not None:
             parts["label"] = Embedding(self.num_classes + 1, d)
         for level in range(self.levels):
@@ -294,18 +319,24 @@ class UNet:
         return init_parts(self.parts, key)
 
     def __call__(
-        self, params: Params, x: Tensor, t: Tensor, label: Tensor | None = None, *, key: Key | None = None
+        self,
+        params: Params,
+        x: Tensor,
+        t: Tensor | None = None,
+        label: Tensor | None = None,
+        *,
+        key: Key | None = None,
     ) -> Tensor:
-        """(b, c, h, w), (b,), (b,) -> (b, c, h, w).
+        """(b, c, h, w), (b,), (b,) -> (b, out_channels, h, w).
 
         Args:
-            t: time or log noise level, of any range: [0, 1], or ln(sigma) / 4 in EDM.
+            t: time or log noise level, of any range: [0, 1], or ln(sigma) / 4 in EDM; None when not ``timed``.
             label: class of each example, ``num_classes`` for none; None: none for all.
             key: draws the dropout; None: no dropout.
         """
         self._check_inputs(x, t, label)
         f = Bound(self.parts, params, key=key)
-        embed = self._embed(f, t, label, x.dtype)
+        embed = self._embed(f, t, label, x)
         h, skips = f.stem(x), []
         h = _channels_last(h) if self.channels_last else h
         for level in range(self.levels):
@@ -318,26 +349,30 @@ class UNet:
             h = f[f"grow{level}"](F.interpolate(h, scale_factor=2.0, mode="nearest")) if level else h
         return f.head(F.silu(f.norm(h)))
 
-    def _embed(self, f: Bound, t: Tensor, label: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def _embed(self, f: Bound, t: Tensor | None, label: Tensor | None, x: Tensor) -> Tensor | None:
         """Time and class as one vector for each example: (b,), (b,) -> (b, d)."""
-        embed = f.time2(F.silu(f.time1(f.features(t).to(dtype))))
+        embed = None if t is None else f.time2(F.silu(f.time1(f.features(t).to(x.dtype))))
         if self.num_classes is not None:
-            label = torch.full_like(t, self.num_classes, dtype=torch.int64) if label is None else label
-            embed = embed + f.label(label)
-        return F.silu(embed)
+            none = torch.full((x.shape[0],), self.num_classes, device=x.device)
+            row = f.label(none if label is None else label)
+            embed = row if embed is None else embed + row
+        return None if embed is None else F.silu(embed)
 
-    def _check_inputs(self, x: Tensor, t: Tensor, label: Tensor | None) -> None:
+    def _check_inputs(self, x: Tensor, t: Any, label: Any) -> None:
         sizes = check_shape(x, "b c h w", "UNet: x", c=self.in_channels)
         if sizes["h"] % self.factor or sizes["w"] % self.factor:
             raise ValueError(f"UNet: x: expected height and width divisible by {self.factor}, got {tuple(x.shape)}")
-        check_shape(t, "b", "UNet: t", b=sizes["b"])
-        check_floating(t, "UNet: t")
+        if self.timed:
+            check_shape(t, "b", "UNet: t", b=sizes["b"])
+            check_floating(t, "UNet: t")
+        elif t is not None:
+            raise ValueError("UNet: t: expected None with timed=False, got a tensor")
         if label is None:
             return
         if self.num_classes is None:
             raise ValueError("UNet: label: expected None without num_classes, got a tensor")
         check_shape(label, "b", "UNet: label", b=sizes["b"])
-        _check_integer(label, "UNet: label")
+        check_integer(label, "UNet: label")
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -346,45 +381,3 @@ def _channels_last(x: Tensor) -> Tensor:
     Under functorch a layout has no meaning: the derivative of ``F.group_norm`` in forward mode even refuses this one.
     """
     return x if is_transformed() else x.contiguous(memory_format=torch.channels_last)
-
-
-def _check_integer(label: Tensor, name: str) -> None:
-    if not isinstance(label, Tensor) or label.dtype not in (torch.int64, torch.int32):
-        got = label.dtype if isinstance(label, Tensor) else type(label).__name__
-        raise TypeError(f"{name}: expected an int64 or int32 tensor, got {got}")
-
-
-def check_labels(label: Tensor, num_classes: int) -> None:
-    """Checks that every label is a class 0 .. num_classes - 1 or ``num_classes``, "no class".
-
-    Reads the values: call it on the data before training, not inside a traced function.
-
-    Raises:
-        TypeError: if ``label`` is no integer tensor.
-        ValueError: if a label is out of range; names the first and its index.
-
-    >>> check_labels(torch.tensor([0, 9, 10]), num_classes=10)
-    >>> check_labels(torch.tensor([0, 11]), num_classes=10)
-    Traceback (most recent call last):
-        ...
-    ValueError: check_labels: expected labels in 0..10, got 11 at index 1
-    """
-    _check_integer(label, "check_labels: label")
-    wrong = ((label < 0) | (label > num_classes)).flatten().nonzero().flatten().tolist()
-    if wrong:
-        value = int(label.flatten()[wrong[0]])
-        raise ValueError(f"check_labels: expected labels in 0..{num_classes}, got {value} at index {wrong[0]}")
-
-
-def drop_labels(key: Key, label: Tensor, rate: float, num_classes: int) -> Tensor:
-    """Replaces each label by ``num_classes``, "no class", with probability ``rate``: (...) -> (...).
-
-    Trains the conditional and the unconditional model at once, for classifier-free guidance.
-
-    Source: Ho and Salimans 2022, algorithm 1, arXiv:2207.12598.
-
-    >>> drop_labels(random.key(0), torch.arange(3), rate=1.0, num_classes=10)
-    tensor([10, 10, 10])
-    """
-    dropped = random.bernoulli(key, rate, tuple(label.shape))
-    return torch.where(dropped, num_classes, label)
