@@ -271,3 +271,35 @@ def test_implicit_derivatives_under_torch_compile_are_an_error_that_offers_jit(c
     compiled = torch.compile(derivative, fullgraph=True, backend="aot_eager")
     with pytest.raises(Exception, match=r"expected jit around a derivative, got torch\.compile"):
         compiled(A.clone().requires_grad_(mode == "autograd"))
+
+
+def test_derivative_of_a_root_finds_the_axis_its_equation_names():
+    """Rebuilt in the backward pass, the equation runs where the axis had its name: x = 2 mean(a)."""
+    a = torch.tensor([1.0, 3.0], dtype=torch.float64)
+
+    def root(a):
+        def f(x):
+            return x - 2 * fg.pmean(a, "batch")
+
+        return fg.custom_root(
+            f, torch.zeros((), dtype=torch.float64), lambda f, x: x - f(x), lambda g, y: y / g(1 + 0 * y)
+        )
+
+    def total(a):
+        return fg.vmap(root, axis_name="batch")(a).sum()
+
+    assert total(a) == 8
+    torch.testing.assert_close(fg.grad(total)(a), torch.full((2,), 2.0, dtype=torch.float64))
+
+
+def test_solve_under_autocast_keeps_its_dtypes_in_the_backward_pass():
+    a, b = torch.tensor([[4.0, 1.0], [1.0, 3.0]]), torch.ones(2)
+
+    def solved(a):
+        def solve(matvec, b):
+            return torch.linalg.solve(a, b)
+
+        return fg.custom_linear_solve(lambda x: (a @ x).float(), b, solve, symmetric=True).sum()
+
+    exact = fg.grad(lambda a: torch.linalg.solve(a, b).sum())(a)
+    torch.testing.assert_close(fg.grad(fg.autocast(solved))(a), exact, rtol=0.02, atol=0.01)

@@ -1,6 +1,7 @@
 """Transforms of pure functions: gradients, Jacobians, batching, compilation, rematerialisation."""
 
 from functorch_gen.transforms.associative_scan import associative_scan
+from functorch_gen.transforms.autocast import autocast
 from functorch_gen.transforms.barrier import optimization_barrier
 from functorch_gen.transforms.batching import vmap
 from functorch_gen.transforms.collectives import (
@@ -39,6 +40,7 @@ __all__ = [
     "TracingError",
     "all_gather",
     "associative_scan",
+    "autocast",
     "axis_index",
     "axis_size",
     "checkpoint_name",

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from functorch_gen import tree
+from functorch_gen.transforms.autocast import carry_autocast
 from functorch_gen.transforms.named_axes import carry_axes
 
 __all__ = ["convert_closure"]
@@ -20,7 +21,7 @@ def convert_closure(fun: Callable[..., Any]) -> tuple[list[Tensor], Callable[[Se
     """The tensors in ``fun``'s cells, defaults, partial arguments and in the objects it holds, and ``rebuild``.
 
     ``rebuild(tensors)`` is ``fun`` reading those instead. Globals stay as they are. The indices of the named axes that
-    are bound here are among the tensors: the names mean the same axes in what is rebuilt.
+    are bound here are among the tensors: the names mean the same axes in what is rebuilt. Autocast is as it is here.
 
     >>> import torch
     >>> times = lambda w: lambda x: w * x
@@ -31,7 +32,8 @@ def convert_closure(fun: Callable[..., Any]) -> tuple[list[Tensor], Callable[[Se
     search = _Search()
     build = search.leaf(fun)
     rebuild = (lambda tensors: build(tensors, {})) if build and search.found else lambda tensors: fun
-    return carry_axes(search.found, rebuild)
+    tensors, rebuild = carry_axes(search.found, rebuild)
+    return tensors, carry_autocast(rebuild)
 
 
 class _Search:

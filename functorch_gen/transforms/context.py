@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,8 +16,13 @@ _C: Any = torch._C  # torch's stubs leave out some of its modules
 functorch: Any = _C._functorch
 """What torch tells of its transforms: levels, and what a tensor is wrapped in."""
 
+AutocastState: TypeAlias = tuple[tuple[str, torch.dtype], ...]
+"""Kinds of device under autocast, and the dtype of each."""
+
 __all__ = [
+    "AutocastState",
     "ambient",
+    "autocast_state",
     "differentiating",
     "functorch",
     "is_differentiable",
@@ -97,11 +102,15 @@ def differentiating() -> contextlib.AbstractContextManager[Any]:
     return modes
 
 
+def autocast_state() -> AutocastState:
+    """The kinds of device on which operations choose their dtypes themselves here, each with the narrow one."""
+    if not torch._C._is_any_autocast_enabled():
+        return ()
+    kinds = ("cpu", "cuda")
+    return tuple((kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind))
+
+
 def ambient() -> tuple[Any, ...]:
     """What else decides which operations one function gives: default dtype and device, autocast, named processes."""
     device = torch.get_default_device() if torch._C._len_torch_function_stack() else None  # it is a function mode
-    if not torch._C._is_any_autocast_enabled():
-        return torch.get_default_dtype(), device, process_groups()
-    kinds = ("cpu", "cuda")
-    autocast = tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
-    return torch.get_default_dtype(), device, process_groups(), autocast
+    return torch.get_default_dtype(), device, process_groups(), autocast_state()

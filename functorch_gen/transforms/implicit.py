@@ -1,5 +1,6 @@
 """Implicit differentiation: derivatives of a solution from its equation, not from the algorithm that found it."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,7 +67,7 @@ def custom_root(
         root, aux = _split_aux("custom_root", solve(f, guess), has_aux)
         root = _values_alone("custom_root", root, f(root))
         return (root, aux) if has_aux else root
-    closed_over, rebuild = convert_closure(_Equation(f, solve, tangent_solve))
+    closed_over, rebuild = convert_closure(functools.partial(_within, _Equation(f, solve, tangent_solve)))
     rule = _Root(rebuild, len(closed_over), likes(leaves), treedef, has_aux)
     return _solution(rule, [*closed_over, *leaves])
 
@@ -188,6 +189,11 @@ def _solution(rule: Any, inputs: list[Tensor]) -> Any:
     return (solution, rule.aux.get(outputs[count:])) if rule.has_aux else solution
 
 
+def _within(what: Any, use: Callable[[Any], Any]) -> Any:
+    """``use(what)``: a function, so that the closure's axes and dtypes hold while it is used."""
+    return use(what)
+
+
 @dataclass(frozen=True)
 class _Equation:
     """f(x) = 0: what is searched for tensors, and rebuilt."""
@@ -204,7 +210,7 @@ class _Equation:
 class _Root:
     """Inputs: what the equation closes over, then the guess. Outputs: the root, then the tensors of aux."""
 
-    rebuild: Callable[[Sequence[Tensor]], Any]  # the tensors it closes over -> _Equation
+    rebuild: Callable[[Sequence[Tensor]], Any]  # the tensors it closes over -> what uses the _Equation
     closed: int
     like: list[Like | None]
     treedef: TreeDef
@@ -214,7 +220,8 @@ class _Root:
 
     def run(self, xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         guess = tree.unflatten(self.treedef, xs[self.closed :])
-        root, aux = _split_aux(self.name, self.rebuild(xs[: self.closed])(guess), self.has_aux)
+        found = self.rebuild(xs[: self.closed])(lambda equation: equation(guess))
+        root, aux = _split_aux(self.name, found, self.has_aux)
         return *_check_like("custom_root: the root", self.like, self.treedef, root), *self.aux.put(aux)
 
     def kept(self) -> Kept:
@@ -225,7 +232,8 @@ class _Root:
 
     def flat(self, *both: Tensor) -> tuple[Tensor, ...]:
         """f of (what it closes over, x)."""
-        value = self.rebuild(both[: self.closed]).f(tree.unflatten(self.treedef, both[self.closed :]))
+        x = tree.unflatten(self.treedef, both[self.closed :])
+        value = self.rebuild(both[: self.closed])(lambda equation: equation.f(x))
         return tuple(_check_like("custom_root: f of the root", self.like, self.treedef, value))
 
     def push(self, saved: Sequence[Tensor], tangents: Vectors) -> Vectors:
@@ -233,9 +241,12 @@ class _Root:
         moved = _directional(self.flat, saved, tangents[: self.closed])
         if moved is None:  # the guess alone moves
             return [None] * (len(self.like) + _size(self.aux))
-        equation = self.rebuild(saved[: self.closed])
-        root = tree.unflatten(self.treedef, saved[self.closed :])
-        x = equation.tangent_solve(lambda v: jvp(equation.f, (root,), (v,))[1], tree.unflatten(self.treedef, moved))
+        root, right = (tree.unflatten(self.treedef, leaves) for leaves in (saved[self.closed :], moved))
+
+        def tangent(equation: _Equation) -> Tree:
+            return equation.tangent_solve(lambda v: jvp(equation.f, (root,), (v,))[1], right)
+
+        x = self.rebuild(saved[: self.closed])(tangent)
         leaves = _check_like("custom_root: tangent_solve's result", self.like, self.treedef, x)
         return [*[-x for x in leaves], *[None] * _size(self.aux)]
 
@@ -302,7 +313,7 @@ class _System:
 
 def _solve(system: _System, b: Tree) -> Any:
     leaves, treedef = tree.flatten(b)
-    closed_over, rebuild = convert_closure(system)
+    closed_over, rebuild = convert_closure(functools.partial(_within, system))
     return _solution(_Solve(rebuild, len(closed_over), likes(leaves), treedef, system.has_aux), [*closed_over, *leaves])
 
 
@@ -310,7 +321,7 @@ def _solve(system: _System, b: Tree) -> Any:
 class _Solve:
     """Inputs: what the system closes over, then b. Outputs: x, then the tensors of aux."""
 
-    rebuild: Callable[[Sequence[Tensor]], Any]  # the tensors it closes over -> _System
+    rebuild: Callable[[Sequence[Tensor]], Any]  # the tensors it closes over -> what uses the _System
     closed: int
     like: list[Like | None]
     treedef: TreeDef
@@ -319,7 +330,8 @@ class _Solve:
     name: str = "custom_linear_solve"
 
     def run(self, xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        x, aux = self.rebuild(xs[: self.closed])(tree.unflatten(self.treedef, xs[self.closed :]))
+        b = tree.unflatten(self.treedef, xs[self.closed :])
+        x, aux = self.rebuild(xs[: self.closed])(lambda system: system(b))
         return *_check_like("custom_linear_solve: x", self.like, self.treedef, x), *self.aux.put(aux)
 
     def kept(self) -> Kept:
@@ -330,7 +342,8 @@ class _Solve:
 
     def flat(self, *both: Tensor) -> tuple[Tensor, ...]:
         """A x of (what the system closes over, x)."""
-        product = self.rebuild(both[: self.closed]).matvec(tree.unflatten(self.treedef, both[self.closed :]))
+        x = tree.unflatten(self.treedef, both[self.closed :])
+        product = self.rebuild(both[: self.closed])(lambda system: system.matvec(x))
         return tuple(_check_like("custom_linear_solve: A x", self.like, self.treedef, product))
 
     def again(self, system: _System, b: Sequence[Tensor | None]) -> list[Tensor]:
@@ -344,12 +357,13 @@ class _Solve:
         moved = _directional(self.flat, saved, tangents[: self.closed])
         if moved is not None:
             right = [-m if t is None else t - m for t, m in zip(right, moved, strict=True)]
-        return [*self.again(self.rebuild(saved[: self.closed]), right), *[None] * _size(self.aux)]
+        solution = self.rebuild(saved[: self.closed])(lambda system: self.again(system, right))
+        return [*solution, *[None] * _size(self.aux)]
 
     def pull(self, saved: Sequence[Tensor], cotangents: Vectors, wanted: Sequence[int]) -> Vectors:
         """b̄ = A⁻ᵀ x̄; Ā pulls -b̄ back through A x."""
-        transposed = self.rebuild(saved[: self.closed]).transposed()
-        of_b = self.again(transposed, cotangents[: len(self.like)])
+        right = cotangents[: len(self.like)]
+        of_b = self.rebuild(saved[: self.closed])(lambda system: self.again(system.transposed(), right))
         at = [i for i in wanted if i < self.closed and is_differentiable(saved[i])]
         pulled = pull_back(self.flat, at, len(saved))(*saved, *[-g for g in of_b])
         grads: list[Tensor | None] = [None] * self.closed

@@ -56,8 +56,10 @@ def _standalone(graph: fx.GraphModule) -> _Run:
     register_lowerings()
     from torch._inductor import config, standalone_compile
 
-    options = {"triton.mix_order_reduction": False}  # wrong gradients in chains of modulated norms (pytorch#193061)
-    with config.patch(options if hasattr(config.triton, "mix_order_reduction") else {}), _quiet():
+    options = {"emulate_precision_casts": True}  # as in kernels.py
+    if hasattr(config.triton, "mix_order_reduction"):
+        options["triton.mix_order_reduction"] = False  # wrong gradients in chains of modulated norms (pytorch#193061)
+    with config.patch(options), _quiet():
         return standalone_compile(graph, [*_inputs(graph)], dynamic_shapes="from_example_inputs")
 
 

@@ -45,6 +45,7 @@ class Region:
 
 
 _OPTIONS: dict[str, Any] = {
+    "emulate_precision_casts": True,  # rounded as the trace says: else a bf16 maximum equals none of its elements
     "fx_graph_cache": False,  # programs are saved whole
     "pattern_matcher": False,  # it looks for operations that regions do not hold
     "size_asserts": False,  # shapes are those of the trace
