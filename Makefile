@@ -76,7 +76,8 @@ bench: setup $(BENCH_STAMP) ## steps, compile times, memory beside nn.Module and
 composition: setup ## every transform of every function: docs/composition.md (20 minutes); some rows: ROWS="'scan' 'nn.LSTM'"
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m composition $(ROWS)
 
-docs: setup ## runs the code of README.md and docs/*.md
+docs: setup ## writes docs/api from the docstrings, and runs the code of README.md and docs/*.md
+	PYTHONPATH=tests $(BIN)/python -m api_pages
 	$(PYTEST) tests/test_docs.py
 
 table: setup ## the README's table: metrics with and without EMA, guidance, samplers, remat (long)

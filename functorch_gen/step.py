@@ -20,7 +20,8 @@ from torch import Tensor
 from functorch_gen import random, tree
 from functorch_gen.check import check_floating, check_shape
 from functorch_gen.ema import EMA
-from functorch_gen.optim import Flat, GradientTransformation, Layout, apply_updates
+from functorch_gen.leaves import at_least_float32
+from functorch_gen.optim import Flat, GradientTransformation, Layout, LossScaleState, apply_updates, get
 from functorch_gen.transforms import value_and_grad
 from functorch_gen.transforms.context import is_traced
 from functorch_gen.typing import Key, Params, State, Tree
@@ -122,6 +123,9 @@ def make_step(
 ) -> Step:
     """The training step of a loss: gradient, update, moving average. A pure function, for the caller to jit.
 
+    ``tx`` is given the loss too, as the keyword ``value``. With an :func:`functorch_gen.optim.dynamic_loss_scale` in
+    ``tx`` the gradient is that of the loss times the scale, as it expects.
+
     Args:
         loss_fn: ``loss_fn(params, key, batch) -> loss``, a 0-d tensor, or ``(loss, aux)`` with ``has_aux``. If
             ``stateful``: ``loss_fn(params, state, key, batch) -> (loss, state)``, or ``(loss, (state, aux))``. Its key
@@ -144,18 +148,20 @@ def make_step(
     ({'w': tensor([-0.5000, -1.0000])}, {'loss': tensor(7.), 'grad_norm': tensor(5.)})
     """
     objective = _objective(loss_fn, stateful, has_aux)
-    differentiate = value_and_grad(_of_tree(objective) if flat else objective, has_aux=True)
+    differentiate = value_and_grad(_scaled(_of_tree(objective) if flat else objective), has_aux=True)
 
     def step(train_state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         params, state, opt_state, ema_state, key, count = train_state
         _check_form(params, flat)
         extra = {"layout": params.layout} if flat else {}
-        (loss, (state, aux)), grads = differentiate(params, state, random.fold_in(key, count), batch)
-        updates, opt_state = tx.update(grads, opt_state, params, **extra)
+        scale = _loss_scale(opt_state)
+        (_, (loss, state, aux)), grads = differentiate(params, scale, state, random.fold_in(key, count), batch)
+        norm = tree.norm(grads) if scale is None else tree.norm(grads) / scale
+        updates, opt_state = tx.update(grads, opt_state, params, value=loss, **extra)
         params = apply_updates(params, updates)
         if ema is not None:
             _, ema_state = ema.update(params, ema_state)
-        metrics = {"loss": loss, "grad_norm": tree.norm(grads), **({"aux": aux} if has_aux else {})}
+        metrics = {"loss": loss, "grad_norm": norm, **({"aux": aux} if has_aux else {})}
         return TrainState(params, state, opt_state, ema_state, key, count + 1), metrics
 
     return step
@@ -165,6 +171,26 @@ def _check_form(params: Tree, flat: bool) -> None:
     if isinstance(params, Flat) != flat:
         want, got = ("flat", "one of trees") if flat else ("of trees", "a flat one")
         raise TypeError(f"make_step: expected a train_state {want}, got {got}; give init_state and make_step one flat=")
+
+
+def _loss_scale(opt_state: State) -> Tensor | None:
+    """What the optimizer wants the loss to be multiplied by, if it does."""
+    return get(opt_state, LossScaleState.__name__).scale if _holds_scale(opt_state) else None
+
+
+def _holds_scale(state: State) -> bool:
+    children = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return isinstance(state, LossScaleState) or any(_holds_scale(child) for child in children)
+
+
+def _scaled(objective: Callable[..., Any]) -> Callable[..., Any]:
+    """The loss times a scale, in at least float32, where float16 would overflow; the loss itself joins the rest."""
+
+    def scaled(params: Any, scale: Tensor | None, *rest: Any) -> tuple[Tensor, tuple[Tensor, State, Any]]:
+        loss, (state, aux) = objective(params, *rest)
+        return loss if scale is None else at_least_float32(loss) * scale, (loss, state, aux)
+
+    return scaled
 
 
 def _of_tree(objective: Callable[..., Any]) -> Callable[..., Any]:

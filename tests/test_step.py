@@ -266,3 +266,27 @@ def test_step_of_a_loss_with_too_few_results_is_an_error(options, result, messag
     step = make_step(lambda *args: result, tx, **options)
     with pytest.raises(TypeError, match=message):
         step(init_state(new_params(), tx, KEY), new_batch(0))
+
+
+def test_step_scales_the_loss_as_the_optimizer_asks():
+    """In float32 a power of two changes nothing: the run is that of the optimizer inside, and an overflow is left out."""
+    inner = optim.chain(optim.clip_by_global_norm(0.1), optim.adamw(0.1))
+    tx = optim.dynamic_loss_scale(inner, init_scale=2.0**10)
+    scaled, of_scaled = run(make_step(plain_loss, tx), init_state(new_params(), tx, KEY), 4)
+    plain, of_plain = run(make_step(plain_loss, inner), init_state(new_params(), inner, KEY), 4)
+    assert tree.allclose(scaled[-1].params, plain[-1].params, rtol=1e-12, atol=1e-12)
+    for name in ("loss", "grad_norm"):
+        assert torch.allclose(of_scaled[-1][name], of_plain[-1][name], rtol=1e-12)
+    bad = tree.map(lambda x: x * torch.inf, new_batch(0))
+    after, metrics = make_step(plain_loss, tx)(scaled[-1], bad)
+    assert not metrics["loss"].isfinite()
+    assert tree.equal(after.params, scaled[-1].params)
+    assert optim.get(after.opt_state, "scale") == 2.0**9
+
+
+def test_step_gives_the_loss_to_the_optimizer():
+    """Polyak's step needs it: on w^2 / 2 it is half of the way to the minimum."""
+    tx = optim.polyak_sgd(max_learning_rate=10.0)
+    step = make_step(lambda params, key, batch: params["w"].square().sum() / 2, tx)
+    train_state, _ = step(init_state({"w": torch.full((2,), 3.0)}, tx, KEY), None)
+    assert torch.allclose(train_state.params["w"], torch.full((2,), 1.5))
