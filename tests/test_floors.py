@@ -19,6 +19,7 @@ FLOORS: list[list[str]] = [
     ["random"],
     ["leaves"],
     ["flat"],
+    ["paths"],
     ["transforms", "debug", "config", "numerics"],
     ["nn", "optim", "ema", "losses", "ode", "distributions"],
     ["models", "bijectors", "noise", "step"],
