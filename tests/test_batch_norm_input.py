@@ -14,7 +14,6 @@ from functorch_gen import nn, random
         (nn.BatchNorm1d(3), (1, 3)),
         (nn.BatchNorm1d(3), (3,)),
         (nn.BatchNorm2d(3), (1, 3, 1, 1)),
-        (nn.BatchNorm2d(3), (0, 3, 2, 2)),
     ],
     ids=str,
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from functorch_gen import models, nn, random, tree
-from functorch_gen.transforms import grad, hessian, hvp, jacrev, jit, vmap
+from functorch_gen.transforms import grad, hessian, hvp, jacrev, jit, scan, vmap
 from functorch_gen.typing import Params
 
 SIZES: dict[str, Any] = {"vocab_size": 7, "context": 6, "num_layers": 2, "num_heads": 2, "embed_dim": 4}
@@ -140,6 +140,109 @@ def test_block_drops_its_branches_and_its_attention_weights() -> None:
     assert torch.equal(block(drawn(block), x, key=random.key(0)), x)
 
 
+# Cached decoding.
+
+MODELS = {
+    "learned positions": models.GPT(**SIZES),
+    "alibi": models.GPT(**SIZES, alibi=True, tied=False),
+    "rotary, grouped, normalised, gated": models.GPT(
+        **SIZES, rotary_base=1e4, num_kv_heads=1, qk_norm=True, norm=nn.RMSNorm, gated=True, hidden_features=6
+    ),
+}
+
+
+@pytest.mark.parametrize("sizes", [[1] * 5, [2, 3]], ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_gpt_with_a_cache_equals_the_whole_forward_pass(name: str, sizes: list[int]) -> None:
+    gpt = MODELS[name]
+    params = drawn(gpt)
+
+    def call(params: Params, tokens: Tensor, cache: Any) -> Any:
+        return gpt(params, tokens, cache=cache)
+
+    step = jit(call, backend="aten") if sizes[0] == 1 else call  # one program
+    cache, found = gpt.init_cache(3, dtype=torch.float64), []
+    for tokens in TOKENS.split(sizes, 1):
+        logits, cache = step(params, tokens, cache)
+        found.append(logits)
+    torch.testing.assert_close(torch.cat(found, 1), gpt(params, TOKENS), rtol=1e-11, atol=1e-11)
+    assert [c.lengths.tolist() for c in cache.values()] == [[5, 5, 5]] * 2
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gpt_with_a_cache_takes_prompts_of_several_lengths(name: str) -> None:
+    """Padded prompts of 3, 5 and 1 tokens; then one token more for each, to the end of the context."""
+    gpt = MODELS[name]
+    params, lengths = drawn(gpt), torch.tensor([3, 5, 1])
+    logits, cache = gpt(params, TOKENS, cache=gpt.init_cache(3, dtype=torch.float64), lengths=lengths)
+    expected = gpt(params, TOKENS)
+    new = torch.tensor([[4], [2], [6]])
+    after, cache = gpt(params, new, cache=cache)
+    for i, length in enumerate(lengths.tolist()):
+        torch.testing.assert_close(logits[i, :length], expected[i, :length], rtol=1e-11, atol=1e-11)
+        whole = gpt(params, torch.cat([TOKENS[i, :length], new[i]]))
+        torch.testing.assert_close(after[i, 0], whole[-1], rtol=1e-11, atol=1e-11)
+    assert cache["block0"].lengths.tolist() == [4, 6, 2]
+
+
+def test_gpt_generates_in_one_scan() -> None:
+    """Greedy tokens: those of the whole forward pass, run anew for each."""
+    gpt = MODELS["rotary, grouped, normalised, gated"]
+    params = drawn(gpt)
+
+    def generate(params: Params, first: Tensor) -> Tensor:
+        def step(carry: Any, _: None) -> Any:
+            token, cache = carry
+            logits, cache = gpt(params, token[:, None], cache=cache)
+            token = logits[:, -1].argmax(-1)
+            return (token, cache), token
+
+        return scan(step, (first, gpt.init_cache(3, dtype=torch.float64)), length=5)[1].mT
+
+    tokens = TOKENS[:, :1]
+    for _ in range(5):
+        tokens = torch.cat([tokens, gpt(params, tokens)[:, -1:].argmax(-1)], 1)
+    for run in (generate, jit(generate, backend="aten")):
+        assert torch.equal(run(params, TOKENS[:, 0]), tokens[:, 1:])
+
+
+def test_gpt_with_options_is_the_composition_of_its_layers() -> None:
+    gpt = MODELS["rotary, grouped, normalised, gated"]
+    params = drawn(gpt)
+    assert "positions" not in params
+    attention = nn.MultiHeadAttention(4, 2, num_kv_heads=1, qk_norm=True, rotary_base=1e4)
+    norm, mlp = nn.RMSNorm(4), nn.GatedMLP(4, 6, 4)
+    x = params["tokens"]["weight"][TOKENS]
+    for i in range(2):
+        p = params[f"block{i}"]
+        x = x + attention(p["attention"], norm(p["norm1"], x), is_causal=True)
+        x = x + mlp(p["mlp"], norm(p["norm2"], x))
+    expected = norm(params["norm"], x) @ params["tokens"]["weight"].T
+    torch.testing.assert_close(gpt(params, TOKENS), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_gpt_with_options_starts_with_the_deviations_of_gpt2() -> None:
+    """Within five standard errors, std / sqrt(2 n); what ends a branch is scaled down."""
+    options: dict[str, Any] = {"gated": True, "qk_norm": True, "norm": nn.RMSNorm, "rotary_base": 1e4}
+    gpt = models.GPT(vocab_size=64, context=32, num_layers=3, num_heads=4, embed_dim=64, **options)
+    for name, x in tree.names(gpt.init(random.key(0))).items():
+        if "norm" in name or name.endswith("bias"):
+            assert torch.equal(x, torch.full_like(x, float("norm" in name))), name
+            continue
+        expected = 0.02 / math.sqrt(6) if name.endswith(("out_proj.weight", "mlp.down.weight")) else 0.02
+        assert abs(float(x.std()) / expected - 1) < 5 / math.sqrt(2 * x.numel()), name
+
+
+def test_transformer_block_sees_all_positions_unless_causal() -> None:
+    block = models.TransformerBlock(4, 2)
+    params, x, keep = drawn(block), draw(3, 4), torch.ones(3, 3, dtype=torch.bool).tril()
+    causal = models.TransformerBlock(4, 2, is_causal=True)
+    expected = reference_block(params, 4, 2)(x[None])[0].detach()
+    torch.testing.assert_close(block(params, x), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(block(params, x, mask=keep), causal(params, x), rtol=1e-12, atol=1e-12)
+    assert torch.equal(models.GPTBlock(4, 2)(params, x), causal(params, x))
+
+
 # Derivatives of every example.
 
 
@@ -228,3 +331,9 @@ def test_gpt_refuses_more_tokens_than_its_context() -> None:
         gpt(gpt.init(random.key(0)), torch.zeros(2, 7, dtype=torch.int64))
     with pytest.raises(TypeError, match=r"expected an int64 or int32 tensor, got torch\.float32"):
         gpt(gpt.init(random.key(0)), torch.zeros(2, 3))
+
+
+def test_gpt_refuses_lengths_without_a_cache() -> None:
+    gpt = models.GPT(**SIZES)
+    with pytest.raises(ValueError, match="GPT: expected lengths only with a cache, got them without"):
+        gpt(gpt.init(random.key(0)), TOKENS, lengths=torch.tensor([1, 2, 3]))

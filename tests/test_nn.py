@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from nn_cases import CASES, TORCH_CASES, Case, call_reference, reference
+from nn_cases import CASES, MORE_OWN_CASES, MORE_TORCH_CASES, TORCH_CASES, Case, call_reference, reference
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -13,7 +13,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from functorch_gen import nn, random, tree
 
 over_cases = pytest.mark.parametrize("case", CASES, ids=str)
-over_torch_cases = pytest.mark.parametrize("case", TORCH_CASES, ids=str)
+over_torch_cases = pytest.mark.parametrize("case", [*TORCH_CASES, *MORE_TORCH_CASES], ids=str)
+over_all_cases = pytest.mark.parametrize("case", [*CASES, *MORE_TORCH_CASES, *MORE_OWN_CASES], ids=str)
 
 
 def loss(case: Case, params: Any, *inputs: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ def test_init_has_the_names_shapes_and_dtype_of_torch(case: Case) -> None:
     }
 
 
-@over_cases
+@over_all_cases
 def test_layer_is_hashable_and_equal_by_its_sizes(case: Case) -> None:
     assert len({case.layer, copy.deepcopy(case.layer)}) == 1
 
@@ -203,14 +204,14 @@ def test_output_has_the_dtype_of_input_and_parameters(case: Case, dtype: torch.d
     torch.testing.assert_close(y.double(), expected, rtol=0, atol=0.2 if dtype == torch.bfloat16 else 1e-4)
 
 
-@over_cases
+@over_all_cases
 def test_layer_leaves_its_arguments_unchanged(case: Case) -> None:
     arguments = (case.params(), *case.inputs())
     case.layer(*arguments)
     assert tree.equal(arguments, (case.params(), *case.inputs()))
 
 
-@over_cases
+@over_all_cases
 def test_same_key_gives_the_same_parameters_and_another_key_others(case: Case) -> None:
     first, again, other = (case.layer.init(random.key(seed)) for seed in (0, 0, 1))
     drawn = [name for name, p in tree.names(first).items() if p.unique().numel() > 1]

@@ -10,7 +10,21 @@ from typing import Any
 
 import pytest
 import torch
-from rows import attention, axes, control, custom, layers, numerics, programs, recurrent, state
+from rows import (
+    attention,
+    attention_more,
+    axes,
+    control,
+    custom,
+    layers,
+    layers_more,
+    losses,
+    networks,
+    numerics,
+    programs,
+    recurrent,
+    state,
+)
 from torch import Tensor
 from zoo_case import ALIKE, Case, Draw, from_draw
 
@@ -18,7 +32,21 @@ from functorch_gen import diffusion, ema, exact, metrics, noise, optim, random, 
 from functorch_gen.transforms import checkpoint_name, dots_saveable, grad, remat, save_only_these_names, scan
 from functorch_gen.typing import Tree
 
-ROWS = [layers, attention, recurrent, state, control, custom, axes, numerics, programs]
+ROWS = [
+    layers,
+    layers_more,
+    attention,
+    attention_more,
+    recurrent,
+    state,
+    networks,
+    losses,
+    control,
+    custom,
+    axes,
+    numerics,
+    programs,
+]
 
 
 def over(law: str, cases: list[Case] | None = None, quick: set[str] | None = None) -> pytest.MarkDecorator:

@@ -1,25 +1,30 @@
 """A decoder-only transformer: logits of the next token at every position."""
 
-import math
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
 
-from functorch_gen import random, tree
 from functorch_gen.check import check_shape
+from functorch_gen.models.transformer import TransformerBlock
 from functorch_gen.nn import (
-    MLP,
     Bound,
     Dropout,
     Embedding,
+    KVCache,
     LayerNorm,
+    LearnedPositions,
     Linear,
-    MultiHeadAttention,
     init_parts,
-    name_key,
+    initialize,
+    normal,
+    ones,
+    scaled_residual,
+    zeros,
 )
 from functorch_gen.nn.sizes import check_sizes
 from functorch_gen.typing import Key, Layer, Params
@@ -31,62 +36,45 @@ _STD = 0.02
 
 
 @dataclass(frozen=True)
-class GPTBlock:
-    """x + attention(norm1(x)), then x + mlp(norm2(x)): (..., l, embed_dim) -> (..., l, embed_dim).
+class GPTBlock(TransformerBlock):
+    """The causal :class:`TransformerBlock`: a position sees itself and those before it.
 
-    A position sees itself and those before it. The perceptron has one hidden layer of 4 embed_dim and GELU, by its
-    exact formula. Source: Radford et al. 2019, section 2.3, "Language models are unsupervised multitask learners".
+    Source: Radford et al. 2019, section 2.3, "Language models are unsupervised multitask learners".
 
+    >>> from functorch_gen import random
     >>> block = GPTBlock(8, num_heads=2)
     >>> block(block.init(random.key(0)), torch.ones(2, 5, 8)).shape
     torch.Size([2, 5, 8])
     """
 
-    embed_dim: int
-    num_heads: int
-    dropout: float = 0.0
-
-    @property
-    def parts(self) -> dict[str, Layer]:
-        """The sublayers by name."""
-        e = self.embed_dim
-        return {
-            "norm1": LayerNorm(e),
-            "attention": MultiHeadAttention(e, self.num_heads, self.dropout),
-            "norm2": LayerNorm(e),
-            "mlp": MLP(e, (4 * e,), e, activation=F.gelu),
-            "dropout": Dropout(self.dropout),
-        }
-
-    def init(self, key: Key) -> Params:
-        """Draws the parameters of the sublayers."""
-        return init_parts(self.parts, key)
-
-    def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
-        """Applies the block; ``key`` draws the dropout of the attention weights and of both branches."""
-        f = Bound(self.parts, params, key=key)
-        x = x + f.dropout(f.attention(f.norm1(x), is_causal=True))
-        return x + f.dropout(f.mlp(f.norm2(x)))
+    is_causal: bool = field(default=True, kw_only=True)
 
 
 @dataclass(frozen=True)
 class GPT:
     """Logits of the next token: (..., l) integers -> (..., l, vocab_size), l at most ``context``.
 
-    Position i sees the tokens 0 .. i. Positions are learned vectors; norms stand before each branch and at the end.
+    Position i sees the tokens 0 .. i. Positions are learned vectors, unless the blocks know them by ``rotary_base`` or
+    ``alibi``; norms stand before each branch and at the end.
 
     Args:
         dropout: of the embedded tokens, the attention weights and the output of each branch, when a key is given.
         tied: the matrix of the logits is the table of the tokens' vectors (Press and Wolf 2017, arXiv:1608.05859).
+        hidden_features, norm, gated, num_kv_heads, qk_norm, rotary_base, alibi: of each :class:`TransformerBlock`.
     Raises:
         ValueError: for sizes that do not fit; when called, for more tokens than ``context``.
         TypeError: when called, if the tokens are no integers.
 
     Source: Radford et al. 2019, section 2.3, "Language models are unsupervised multitask learners".
 
+    >>> from functorch_gen import random
     >>> gpt = GPT(vocab_size=11, context=8, num_layers=2, num_heads=2, embed_dim=4)
-    >>> gpt(gpt.init(random.key(0)), torch.tensor([[1, 5, 2]])).shape
-    torch.Size([1, 3, 11])
+    >>> params = gpt.init(random.key(0))
+    >>> logits = gpt(params, torch.tensor([[1, 5, 2]]))
+    >>> first, cache = gpt(params, torch.tensor([[1, 5]]), cache=gpt.init_cache(1))
+    >>> last, cache = gpt(params, torch.tensor([[2]]), cache=cache)
+    >>> torch.allclose(torch.cat([first, last], 1), logits, atol=1e-6)
+    True
     """
 
     vocab_size: int
@@ -96,6 +84,13 @@ class GPT:
     embed_dim: int
     dropout: float = 0.0
     tied: bool = True
+    hidden_features: int | None = field(default=None, kw_only=True)
+    norm: Callable[[int], Layer] = field(default=LayerNorm, kw_only=True)
+    gated: bool = field(default=False, kw_only=True)
+    num_kv_heads: int | None = field(default=None, kw_only=True)
+    qk_norm: bool = field(default=False, kw_only=True)
+    rotary_base: float | None = field(default=None, kw_only=True)
+    alibi: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         check_sizes("GPT", vocab_size=self.vocab_size, context=self.context, num_layers=self.num_layers)
@@ -106,16 +101,27 @@ class GPT:
             raise ValueError(f"GPT: expected 0 <= dropout <= 1, got {self.dropout}")
 
     @property
+    def _block(self) -> GPTBlock:
+        names = ("hidden_features", "norm", "gated", "num_kv_heads", "qk_norm", "rotary_base", "alibi")
+        options: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return GPTBlock(self.embed_dim, self.num_heads, self.dropout, **options)
+
+    @property
+    def _learned(self) -> bool:
+        """Whether positions are vectors added to those of the tokens."""
+        return self.rotary_base is None and not self.alibi
+
+    @property
     def parts(self) -> dict[str, Layer]:
         """The sublayers by name; the blocks are ``block0``, ``block1``, ..."""
-        block = GPTBlock(self.embed_dim, self.num_heads, self.dropout)
         parts: dict[str, Layer] = {
             "tokens": Embedding(self.vocab_size, self.embed_dim),
-            "positions": Embedding(self.context, self.embed_dim),
             "dropout": Dropout(self.dropout),
-            **{f"block{i}": block for i in range(self.num_layers)},
-            "norm": LayerNorm(self.embed_dim),
+            **{f"block{i}": self._block for i in range(self.num_layers)},
+            "norm": self.norm(self.embed_dim),
         }
+        if self._learned:
+            parts["positions"] = LearnedPositions(self.context, self.embed_dim)
         if not self.tied:
             parts["head"] = Linear(self.embed_dim, self.vocab_size, bias=False)
         return parts
@@ -126,26 +132,62 @@ class GPT:
         What ends a residual branch is N(0, 0.02^2 / (2 num_layers)), so that the sum of all branches has the scale
         of one.
         """
+        ends_branch = functools.partial(scaled_residual, num_layers=self.num_layers, std=_STD)
+        laws = {
+            "*weight": functools.partial(normal, std=_STD),
+            "*bias": zeros,
+            "*norm*.weight": ones,
+            "*.out_proj.weight": ends_branch,
+            "*.mlp.down.weight" if self.gated else "*.mlp.2.weight": ends_branch,
+        }
+        return initialize(init_parts(self.parts, key), laws, key)
 
-        def draw(path: str, x: Tensor) -> Tensor:
-            if "norm" in path:
-                return x
-            if path.endswith("bias"):
-                return torch.zeros_like(x)
-            ends_branch = path.endswith(("out_proj.weight", "mlp.2.weight"))
-            std = _STD / math.sqrt(2 * self.num_layers) if ends_branch else _STD
-            return std * random.normal(name_key(key, path), tuple(x.shape))
+    def init_cache(
+        self,
+        batch: int | tuple[int, ...],
+        max_length: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> dict[str, KVCache]:
+        """Empty caches of the blocks, by name, for up to ``max_length`` tokens; ``context`` when None."""
+        length = self.context if max_length is None else max_length
+        attention = self._block.attention
+        return {f"block{i}": attention.init_cache(batch, length, dtype, device) for i in range(self.num_layers)}
 
-        return tree.map_with_path(draw, init_parts(self.parts, key))
+    def __call__(
+        self,
+        params: Params,
+        tokens: Tensor,
+        *,
+        cache: dict[str, KVCache] | None = None,
+        lengths: Tensor | None = None,
+        key: Key | None = None,
+    ) -> Any:
+        """(..., l) integers -> (..., l, vocab_size).
 
-    def __call__(self, params: Params, tokens: Tensor, *, key: Key | None = None) -> Tensor:
-        """(..., l) integers -> (..., l, vocab_size); ``key`` draws the dropout."""
+        Args:
+            cache: of :meth:`init_cache` or an earlier call. Then the tokens continue the sequences, and the result is
+                the pair of logits and the new cache.
+            lengths: with a cache, (...) integers: how many of the tokens count in each sequence; the rest is padding.
+            key: draws the dropout.
+        """
         length = check_shape(tokens, "... l", "GPT: tokens")["l"]
         if length > self.context:
             raise ValueError(f"GPT: tokens: expected at most context={self.context} positions, got {length}")
+        if cache is None and lengths is not None:
+            raise ValueError("GPT: expected lengths only with a cache, got them without")
         f = Bound(self.parts, params, key=key)
-        x = f.dropout(f.tokens(tokens) + f.positions(torch.arange(length, device=tokens.device)))
-        for i in range(self.num_layers):
-            x = f[f"block{i}"](x)
+        positions = torch.arange(length, device=tokens.device)
+        if cache is not None:
+            positions = rearrange(cache["block0"].lengths, "... -> ... 1") + positions
+        x = f.tokens(tokens)
+        x = f.dropout(f.positions(x, positions=positions) if self._learned else x)
+        caches = {}
+        for name in [f"block{i}" for i in range(self.num_layers)]:
+            if cache is None:
+                x = f[name](x)
+            else:
+                x, caches[name] = f[name](x, cache=cache[name], lengths=lengths)
         x = f.norm(x)
-        return x @ rearrange(params["tokens"]["weight"], "v e -> e v") if self.tied else f.head(x)
+        logits = x @ rearrange(params["tokens"]["weight"], "v e -> e v") if self.tied else f.head(x)
+        return logits if cache is None else (logits, caches)

@@ -7,12 +7,26 @@ import torch
 from torch import Tensor
 
 from functorch_gen.check import check_floating, check_shape
+from functorch_gen.leaves import at_least_float32
+from functorch_gen.nn.norm import ones_and_zeros
 from functorch_gen.nn.parts import check_state
 from functorch_gen.nn.sizes import check_nonnegative, check_sizes
 from functorch_gen.transforms import axis_size, pmean
 from functorch_gen.typing import Key, Params, State
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+__all__ = ["STATISTICS", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "initial_statistics"]
+
+STATISTICS = {"running_mean": "c", "running_var": "c", "num_batches_tracked": ""}
+"""The state of a normalisation with running statistics, and the axes of its entries."""
+
+
+def initial_statistics(num_features: int, device: torch.device | None = None) -> State:
+    """Running mean 0 and variance 1, (c,), and a count of 0, () int64."""
+    return {
+        "running_mean": torch.zeros(num_features, device=device),
+        "running_var": torch.ones(num_features, device=device),
+        "num_batches_tracked": torch.zeros((), dtype=torch.int64, device=device),
+    }
 
 
 @dataclass(frozen=True)
@@ -42,19 +56,11 @@ class _BatchNorm:
 
     def init(self, key: Key) -> Params:
         """``weight`` ones and ``bias`` zeros, (c,); nothing when not ``affine``."""
-        shape, device = (self.num_features,), key.device
-        params = {"weight": torch.ones(shape, device=device)} if self.affine else {}
-        return {**params, "bias": torch.zeros(shape, device=device)} if self.affine and self.bias else params
+        return ones_and_zeros(key, (self.num_features,), weight=self.affine, bias=self.affine and self.bias)
 
     def init_state(self) -> State:
         """Running mean 0 and variance 1, (c,), and a count of 0, () int64; nothing without ``track_running_stats``."""
-        if not self.track_running_stats:
-            return {}
-        return {
-            "running_mean": torch.zeros(self.num_features),
-            "running_var": torch.ones(self.num_features),
-            "num_batches_tracked": torch.zeros((), dtype=torch.int64),
-        }
+        return initial_statistics(self.num_features) if self.track_running_stats else {}
 
     def __call__(
         self, params: Params, state: State, x: Tensor, *, train: bool, key: Key | None = None
@@ -76,8 +82,8 @@ class _BatchNorm:
         def spread(v: Tensor) -> Tensor:
             return v.reshape(-1, *(1,) * (x.ndim - axis - 1))
 
-        h = x.to(torch.promote_types(x.dtype, torch.float32))
-        if train or not self.track_running_stats:
+        h = at_least_float32(x)
+        if (train or not self.track_running_stats) and x.numel():
             count = self._count(x)
             mean = self._average(h, axis)
             centred = h - spread(mean)
@@ -85,8 +91,11 @@ class _BatchNorm:
             if self.track_running_stats:
                 state = _moved(state, mean, var * (count / (count - 1)), self.momentum)
         else:
-            centred = h - spread(state["running_mean"].to(h.dtype))
-            var = state["running_var"].to(h.dtype)
+            known = state if self.track_running_stats else initial_statistics(self.num_features, x.device)
+            centred = h - spread(known["running_mean"].to(h.dtype))
+            var = known["running_var"].to(h.dtype)
+            if train and self.track_running_stats:  # an empty batch counts, as in torch, but moves nothing
+                state = {**state, "num_batches_tracked": state["num_batches_tracked"] + 1}
         scale = torch.rsqrt(var + self.eps)
         y = centred * spread(scale * params["weight"] if self.affine else scale)
         y = y + spread(params["bias"]) if self.affine and self.bias else y
@@ -115,7 +124,7 @@ class _BatchNorm:
             check_shape(x, "... c h w" if self.dims == 2 else "... c d h w", f"{name}: x", c=c)
         check_floating(x, f"{name}: x")
         if self.track_running_stats:
-            check_state(state, {"running_mean": "c", "running_var": "c", "num_batches_tracked": ""}, name, c=c)
+            check_state(state, STATISTICS, name, c=c)
 
 
 def _moved(state: State, mean: Tensor, var: Tensor, momentum: float | None) -> State:

@@ -10,26 +10,18 @@ from torch import Tensor
 
 from functorch_gen.check import check_choice, check_shape
 from functorch_gen.nn.init import init_affine
+from functorch_gen.nn.leading_axes import SPACE, over_leading_axes
 from functorch_gen.nn.sizes import check_nonnegative, check_sizes, freeze, per_axis
 from functorch_gen.typing import Key, Params
 
 __all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
 
-_AXES = {1: "l", 2: "h w", 3: "d h w"}
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {
     1: F.conv_transpose1d,
     2: F.conv_transpose2d,
     3: F.conv_transpose3d,
 }
-
-
-def _over_leading_axes(conv: Callable[[Tensor], Tensor], x: Tensor, dims: int) -> Tensor:
-    """Applies ``conv`` to the last 1 + dims axes; torch's own take at most one axis before them."""
-    lead = x.shape[: -(dims + 1)]
-    if len(lead) <= 1:
-        return conv(x)
-    return conv(x.flatten(0, len(lead) - 1)).unflatten(0, lead)
 
 
 @dataclass(frozen=True)
@@ -73,7 +65,7 @@ class _Conv:
 
     def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         """(..., in_channels, *space) -> (..., out_channels, *space')."""
-        check_shape(x, f"... c {_AXES[self.dims]}", f"{type(self).__name__}: x", c=self.in_channels)
+        check_shape(x, f"... c {SPACE[self.dims]}", f"{type(self).__name__}: x", c=self.in_channels)
         bias = params["bias"] if self.bias else None
         pads = self._pads()
         by_conv = self.padding_mode == "zeros" and all(before == after for before, after in pads)
@@ -83,7 +75,7 @@ class _Conv:
             x = x if by_conv else self._pad(x, pads)
             return _CONV[self.dims](x, params["weight"], bias, self.stride, padding, self.dilation, self.groups)
 
-        return _over_leading_axes(conv, x, self.dims)
+        return over_leading_axes(conv, x, self.dims + 1)
 
     def _pads(self) -> list[tuple[int, int]]:
         """Padding (before, after) of each axis."""
@@ -206,16 +198,38 @@ class _ConvTranspose:
         bias_size = self.out_channels if self.bias else None
         return init_affine(key, shape, fan_in=math.prod(shape[1:]), bias_size=bias_size, gain=self.gain)
 
-    def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
-        """(..., in_channels, *space) -> (..., out_channels, *space')."""
-        check_shape(x, f"... c {_AXES[self.dims]}", f"{type(self).__name__}: x", c=self.in_channels)
+    def __call__(
+        self, params: Params, x: Tensor, *, output_size: Sequence[int] | None = None, key: Key | None = None
+    ) -> Tensor:
+        """(..., in_channels, *space) -> (..., out_channels, *space').
+
+        Args:
+            output_size: space', of the ``stride`` sizes of each axis that a convolution maps to that of x; by default
+                the smallest plus ``output_padding``.
+        """
+        check_shape(x, f"... c {SPACE[self.dims]}", f"{type(self).__name__}: x", c=self.in_channels)
         bias = params["bias"] if self.bias else None
-        sizes = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        extra = self.output_padding if output_size is None else self._output_padding(x, output_size)
+        sizes = (self.stride, self.padding, extra, self.groups, self.dilation)
 
         def conv(x: Tensor) -> Tensor:
             return _CONV_TRANSPOSE[self.dims](x, params["weight"], bias, *sizes)
 
-        return _over_leading_axes(conv, x, self.dims)
+        return over_leading_axes(conv, x, self.dims + 1)
+
+    def _output_padding(self, x: Tensor, output_size: Sequence[int]) -> tuple[int, ...]:
+        fields = (self.kernel_size, self.stride, self.padding, self.dilation)
+        sizes = zip(x.shape[-self.dims :], *(per_axis(field, self.dims) for field in fields))
+        smallest = tuple((n - 1) * s - 2 * p + d * (k - 1) + 1 for n, k, s, p, d in sizes)
+        extra = tuple(size - least for size, least in zip(output_size, smallest))
+        if len(output_size) != self.dims or any(
+            not 0 <= e < s for e, s in zip(extra, per_axis(self.stride, self.dims))
+        ):
+            raise ValueError(
+                f"{type(self).__name__}: expected output_size from {smallest} to less than a stride above, "
+                f"got {tuple(output_size)}"
+            )
+        return extra
 
 
 @dataclass(frozen=True)

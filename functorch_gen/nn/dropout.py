@@ -1,14 +1,17 @@
 """Dropout: noise that a key switches on."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from functorch_gen import random
+from functorch_gen.check import check_shape
+from functorch_gen.nn.leading_axes import SPACE
 from functorch_gen.typing import Key, Params
 
-__all__ = ["Dropout"]
+__all__ = ["AlphaDropout", "DropPath", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Dropout:
 
     def __post_init__(self) -> None:
         if not 0 <= self.p <= 1:
-            raise ValueError(f"Dropout: expected 0 <= p <= 1, got {self.p}")
+            raise ValueError(f"{type(self).__name__}: expected 0 <= p <= 1, got {self.p}")
 
     @property
     def draws(self) -> bool:
@@ -41,9 +44,101 @@ class Dropout:
 
     def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         """(...) -> (...)."""
+        shape = self._mask_shape(x)
         if key is None or self.p == 0:
             return x
         if self.p == 1:
             return torch.zeros_like(x)
-        kept = random.bernoulli(key, 1 - self.p, tuple(x.shape))
+        return self._drop(x, random.bernoulli(key, 1 - self.p, shape))
+
+    def _mask_shape(self, x: Tensor) -> tuple[int, ...]:
+        """One draw for each element; broadcasts to x."""
+        return tuple(x.shape)
+
+    def _drop(self, x: Tensor, kept: Tensor) -> Tensor:
         return torch.where(kept, x / (1 - self.p), 0.0)
+
+
+@dataclass(frozen=True)
+class Dropout1d(Dropout):
+    """Dropout of whole channels: (..., c, l) -> the same. ``torch.nn.Dropout1d``.
+
+    >>> y = Dropout1d(0.5)({}, torch.ones(32, 3), key=random.key(0))
+    >>> sorted(set(y.sum(-1).tolist()))
+    [0.0, 6.0]
+    """
+
+    def _mask_shape(self, x: Tensor) -> tuple[int, ...]:
+        return _channels("Dropout1d", x, 1)
+
+
+@dataclass(frozen=True)
+class Dropout2d(Dropout):
+    """Dropout of whole channels: (..., c, h, w) -> the same. ``torch.nn.Dropout2d``.
+
+    Source: Tompson et al. 2015, section 3.2, arXiv:1411.4280.
+
+    >>> y = Dropout2d(0.5)({}, torch.ones(32, 2, 2), key=random.key(0))
+    >>> sorted(set(y.sum((-2, -1)).tolist()))
+    [0.0, 8.0]
+    """
+
+    def _mask_shape(self, x: Tensor) -> tuple[int, ...]:
+        return _channels("Dropout2d", x, 2)
+
+
+@dataclass(frozen=True)
+class Dropout3d(Dropout):
+    """Dropout of whole channels: (..., c, d, h, w) -> the same. ``torch.nn.Dropout3d``.
+
+    >>> y = Dropout3d(0.5)({}, torch.ones(32, 1, 2, 2), key=random.key(0))
+    >>> sorted(set(y.sum((-3, -2, -1)).tolist()))
+    [0.0, 8.0]
+    """
+
+    def _mask_shape(self, x: Tensor) -> tuple[int, ...]:
+        return _channels("Dropout3d", x, 3)
+
+
+def _channels(name: str, x: Tensor, dims: int) -> tuple[int, ...]:
+    check_shape(x, f"... c {SPACE[dims]}", f"{name}: x")
+    return (*x.shape[:-dims], *(1,) * dims)
+
+
+@dataclass(frozen=True)
+class DropPath(Dropout):
+    """Stochastic depth: sets whole examples to zero with probability p, scales the others by 1 / (1 - p): (b, ...).
+
+    For the branch of a residual block: ``Residual(Sequential(block, DropPath(0.1)))``.
+
+    Source: Huang et al. 2016, arXiv:1603.09382; scaled in training, as dropout is, instead of in evaluation.
+
+    >>> y = DropPath(0.5)({}, torch.ones(32, 3), key=random.key(0))
+    >>> sorted(set(y.sum(-1).tolist()))
+    [0.0, 6.0]
+    """
+
+    def _mask_shape(self, x: Tensor) -> tuple[int, ...]:
+        axes = " ".join(f"n{i}" for i in range(1, getattr(x, "ndim", 1)))
+        check_shape(x, f"b {axes}", "DropPath: x")
+        return (*x.shape[:1], *(1,) * (x.ndim - 1))
+
+
+@dataclass(frozen=True)
+class AlphaDropout(Dropout):
+    """Dropout to the value at which SELU saturates; mean 0 and variance 1 stay so: (...) -> (...).
+
+    a (x or alpha') + b with alpha' = -1.7581, a = ((1 - p) (1 + p alpha'^2))^(-1/2), b = -a p alpha'.
+    ``torch.nn.AlphaDropout``. Source: Klambauer et al. 2017, section "New dropout technique", arXiv:1706.02515.
+
+    >>> y = AlphaDropout(0.5)({}, torch.zeros(64), key=random.key(0))
+    >>> [round(value, 4) for value in sorted(set(y.tolist()))]
+    [-0.7792, 0.7792]
+    """
+
+    def _drop(self, x: Tensor, kept: Tensor) -> Tensor:
+        a = 1 / math.sqrt((1 - self.p) * (1 + self.p * _SATURATED**2))
+        return torch.where(kept, a * x, a * _SATURATED) - a * self.p * _SATURATED
+
+
+_SATURATED = -1.7580993408473766  # SELU at minus infinity

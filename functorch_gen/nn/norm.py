@@ -1,4 +1,4 @@
-"""Normalisation without running statistics: group, layer and root-mean-square."""
+"""Normalisation without running statistics: group, layer, root-mean-square and local response."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from functorch_gen.check import check_shape
+from functorch_gen.leaves import at_least_float32
+from functorch_gen.nn.leading_axes import over_leading_axes
 from functorch_gen.nn.sizes import check_nonnegative, check_sizes, freeze, per_axis
 from functorch_gen.transforms.context import is_transformed
 from functorch_gen.typing import Key, Params
 
-__all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
+__all__ = ["GroupNorm", "LayerNorm", "LocalResponseNorm", "RMSNorm", "ones_and_zeros"]
+
+
+def ones_and_zeros(key: Key, shape: tuple[int, ...], *, weight: bool, bias: bool) -> Params:
+    """The parameters of a normalisation: ``weight`` ones and ``bias`` zeros, each if asked for."""
+    params = {"weight": torch.ones(shape, device=key.device)} if weight else {}
+    return {**params, "bias": torch.zeros(shape, device=key.device)} if bias else params
 
 
 @dataclass(frozen=True)
@@ -46,14 +54,15 @@ class GroupNorm:
 
     def init(self, key: Key) -> Params:
         """``weight`` ones and ``bias`` zeros, (c,); nothing when not ``affine``."""
-        return _ones_and_zeros(key, (self.num_channels,), weight=self.affine, bias=self.affine)
+        return ones_and_zeros(key, (self.num_channels,), weight=self.affine, bias=self.affine)
 
     def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         """(b, c, ...) -> (b, c, ...)."""
         axes = " ".join(f"n{i}" for i in range(2, getattr(x, "ndim", 2)))
         check_shape(x, f"b c {axes}", "GroupNorm: x", c=self.num_channels)
         weight, bias = (params["weight"], params["bias"]) if self.affine else (None, None)
-        return F.group_norm(x, self.num_groups, weight, bias, self.eps)
+        y = F.group_norm(_as_weight(x, weight), self.num_groups, weight, bias, self.eps)
+        return y.to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ class LayerNorm:
         """``weight`` ones and ``bias`` zeros, of ``normalized_shape``; nothing when not ``elementwise_affine``."""
         shape = per_axis(self.normalized_shape, 1)
         affine = self.elementwise_affine
-        return _ones_and_zeros(key, shape, weight=affine, bias=affine and self.bias)
+        return ones_and_zeros(key, shape, weight=affine, bias=affine and self.bias)
 
     def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         """(..., *normalized_shape) -> (..., *normalized_shape)."""
@@ -100,13 +109,18 @@ def _layer_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: 
     """Inside a transform the formula written out: torch's own operation has a wrong derivative of its derivative there
     (its forward rule takes mean and variance for constants, so that ``grad`` of ``jvp`` lacks terms)."""
     if not is_transformed():
-        return F.layer_norm(x, shape, weight, bias, eps)
+        return F.layer_norm(_as_weight(x, weight), shape, weight, bias, eps).to(x.dtype)
     axes = tuple(range(-len(shape), 0))
-    h = x.to(torch.promote_types(x.dtype, torch.float32))
+    h = at_least_float32(x)
     h = h - h.mean(axes, keepdim=True)
-    y = (h * torch.rsqrt(h.square().mean(axes, keepdim=True) + eps)).to(x.dtype)
+    y = h * torch.rsqrt(h.square().mean(axes, keepdim=True) + eps)
     y = y if weight is None else y * weight
-    return y if bias is None else y + bias
+    return (y if bias is None else y + bias).to(x.dtype)
+
+
+def _as_weight(x: Tensor, weight: Tensor | None) -> Tensor:
+    """``x`` in the dtype of float32 parameters, if it is narrower: torch's mixed kernels lose dtypes in derivatives."""
+    return x if weight is None else x.to(weight.dtype)
 
 
 @dataclass(frozen=True)
@@ -137,18 +151,50 @@ class RMSNorm:
 
     def init(self, key: Key) -> Params:
         """``weight`` ones of ``normalized_shape``; nothing when not ``elementwise_affine``."""
-        return _ones_and_zeros(key, per_axis(self.normalized_shape, 1), weight=self.elementwise_affine, bias=False)
+        return ones_and_zeros(key, per_axis(self.normalized_shape, 1), weight=self.elementwise_affine, bias=False)
 
     def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         """(..., *normalized_shape) -> (..., *normalized_shape)."""
         shape = per_axis(self.normalized_shape, 1)
         _check_last_axes(x, shape, "RMSNorm: x")
-        return F.rms_norm(x, shape, params["weight"] if self.elementwise_affine else None, self.eps)
+        weight = params["weight"] if self.elementwise_affine else None
+        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        return F.rms_norm(_as_weight(x, weight), shape, weight, eps).to(x.dtype)
 
 
-def _ones_and_zeros(key: Key, shape: tuple[int, ...], *, weight: bool, bias: bool) -> Params:
-    params = {"weight": torch.ones(shape, device=key.device)} if weight else {}
-    return {**params, "bias": torch.zeros(shape, device=key.device)} if bias else params
+@dataclass(frozen=True)
+class LocalResponseNorm:
+    """x / (k + alpha mean(x^2))^beta, the mean over ``size`` neighbouring channels: (b, c, ...) -> (b, c, ...).
+
+    Channels beyond the first and the last count as zeros. Equals ``torch.nn.LocalResponseNorm``. Source: Krizhevsky et
+    al. 2012, section 3.3, with the mean for their sum.
+
+    >>> LocalResponseNorm(3, alpha=3.0, beta=1.0)({}, torch.ones(1, 3, 1)).flatten()
+    tensor([0.3333, 0.2500, 0.3333])
+    """
+
+    size: int
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 1.0
+
+    draws: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_sizes("LocalResponseNorm", size=self.size)
+
+    def init(self, key: Key) -> Params:
+        """No parameters."""
+        return {}
+
+    def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+        """(b, c, ...) -> (b, c, ...)."""
+        axes = " ".join(f"n{i}" for i in range(2, getattr(x, "ndim", 2)))
+        check_shape(x, f"b c {axes}", "LocalResponseNorm: x")
+        h = at_least_float32(x)
+        squares = F.pad(h.square().movedim(1, -1), (self.size // 2, (self.size - 1) // 2))
+        mean = over_leading_axes(lambda h: F.avg_pool1d(h, self.size, 1), squares, 2).movedim(-1, 1)
+        return (h / (self.k + self.alpha * mean).pow(self.beta)).to(x.dtype)
 
 
 def _check_last_axes(x: Tensor, shape: tuple[int, ...], name: str) -> None:

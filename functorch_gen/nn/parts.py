@@ -8,6 +8,7 @@ import torch
 
 from functorch_gen import random, tree
 from functorch_gen.check import check_shape
+from functorch_gen.nn.capture import call_part
 from functorch_gen.typing import Key, Layer, Params, State, StatefulLayer
 
 __all__ = [
@@ -180,6 +181,9 @@ class Bound:
     def _call(self, name: str, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         layer: Any = self._parts[name]
         options.setdefault("key", self._part_key(name, layer))
+        return call_part(name, layer, lambda: self._output(name, layer, inputs, options))
+
+    def _output(self, name: str, layer: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if not is_stateful(layer):
             return self._apply(name, layer, inputs, options)
         options.setdefault("train", self._train)

@@ -125,6 +125,8 @@ class MLP:
         hidden_features: widths of the hidden layers; may be empty.
         dropout: probability of dropping a hidden unit, after each activation, when a key is given.
         gain: scales the initial last layer; with 0 the network starts as the zero map.
+        norm: makes the normalisation before each activation of its width: ``nn.LayerNorm``, ``nn.RMSNorm`` or a
+            function. Its parameters are named "norm0", "norm2", after the linear layer before it.
 
     >>> from functorch_gen import random
     >>> net = MLP(3, (16, 16), 2)
@@ -142,6 +144,7 @@ class MLP:
     bias: bool = True
     dropout: float = 0.0
     gain: float = 1.0
+    norm: Callable[[int], Layer] | None = None
 
     def __post_init__(self) -> None:
         freeze(self)
@@ -154,17 +157,24 @@ class MLP:
             raise TypeError(f"MLP: expected activation to be a function, got {self.activation!r}")
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"MLP: expected 0 <= dropout <= 1, got {self.dropout}")
+        if self.norm is not None and (not callable(self.norm) or any(map(is_stateful, self._norms.values()))):
+            raise TypeError(f"MLP: expected norm to make a layer without state, got {self.norm!r}; use Sequential")
 
     @property
     def parts(self) -> dict[str, Layer]:
-        """The linear layers, at even positions, and the dropout that follows each activation."""
+        """The linear layers, at even positions, the norms, and the dropout that follows each activation."""
         widths = (self.in_features, *self.hidden_features, self.out_features)
         last = len(widths) - 2
         linears = {
             str(2 * i): Linear(n, m, bias=self.bias, gain=self.gain if i == last else 1.0)
             for i, (n, m) in enumerate(pairwise(widths))
         }
-        return {**linears, "dropout": Dropout(self.dropout)}
+        return {**linears, **self._norms, "dropout": Dropout(self.dropout)}
+
+    @property
+    def _norms(self) -> dict[str, Layer]:
+        norm = self.norm
+        return {} if norm is None else {f"norm{2 * i}": norm(width) for i, width in enumerate(self.hidden_features)}
 
     def init(self, key: Key) -> Params:
         """``{"0": {"weight", "bias"}, "2": ...}``."""
@@ -174,5 +184,7 @@ class MLP:
         """(..., in_features) -> (..., out_features)."""
         f = Bound(self.parts, params, key=key)
         for i in range(len(self.hidden_features)):
-            x = f.dropout(self.activation(f[str(2 * i)](x)))
+            x = f[str(2 * i)](x)
+            x = x if self.norm is None else f[f"norm{2 * i}"](x)
+            x = f.dropout(self.activation(x))
         return f[str(2 * len(self.hidden_features))](x)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from functorch_gen import random
 from functorch_gen.nn.conv import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
-from functorch_gen.nn.parts import MissingEntry, check_state, draws, is_stateful, name_key
+from functorch_gen.nn.parts import check_state, draws, name_key
+from functorch_gen.nn.reparametrization import check_stateless, entry
 from functorch_gen.nn.sizes import check_nonnegative, check_sizes
 from functorch_gen.transforms import eval_shape, stop_gradient
 from functorch_gen.typing import Key, Layer, Params, State
@@ -54,8 +55,7 @@ class SpectralNorm:
     name: str = "weight"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.layer, Layer) or is_stateful(self.layer):
-            raise TypeError(f"SpectralNorm: expected a layer without state, got {self.layer!r}")
+        check_stateless("SpectralNorm", self.layer)
         check_sizes("SpectralNorm", n_power_iterations=self.n_power_iterations)
         check_nonnegative("SpectralNorm", eps=self.eps)
 
@@ -116,9 +116,7 @@ class SpectralNorm:
 
     def _weight_shape(self, params: Params) -> tuple[tuple[int, ...], int]:
         """The weight's shape, and which of its axes are the rows."""
-        if self.name not in params:
-            raise MissingEntry("SpectralNorm", "a parameter", self.name, str(sorted(params)))
-        shape = tuple(params[self.name].shape)
+        shape = tuple(entry("SpectralNorm", params, self.name).shape)
         transposed = isinstance(self.layer, ConvTranspose1d | ConvTranspose2d | ConvTranspose3d)
         dim = int(transposed) if self.dim is None else self.dim
         if not -len(shape) <= dim < len(shape):

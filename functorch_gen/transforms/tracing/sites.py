@@ -25,6 +25,7 @@ _MACHINERY = tuple(
     for name in (
         "check.py",
         "debug.py",
+        "nn/capture.py",
         "nn/parts.py",
         "random/erfinv.py",
         "random/threefry.py",
