@@ -1,9 +1,9 @@
-"""A frozen dataclass as a command line: each field is a flag, its comment the help text."""
+"""A frozen dataclass as a command line: each field is a flag, its comment the help text. And tables of results."""
 
 import argparse
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -34,3 +34,23 @@ def parse(config: type[C], description: str | None, arguments: Sequence[str] | N
         return config(**vars(parser.parse_args(arguments)))
     except (TypeError, ValueError) as error:
         parser.error(str(error))
+
+
+def table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Named rows of numbers under the names of their columns, as lines of text; a row may lack a number."""
+    lines = cells(rows)
+    first, *widths = (max(len(cell) for cell in column) for column in zip(*lines, strict=True))
+    return "\n".join(
+        "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(row, widths, strict=True))])
+        for name, *row in lines
+    )
+
+
+def cells(rows: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """The same, a list of cells for each line: the names of the columns, then name and numbers of each row."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    text = {
+        name: {column: str(value) if isinstance(value, int) else f"{value:.4g}" for column, value in row.items()}
+        for name, row in rows.items()
+    }
+    return [["", *columns], *([name, *(row.get(column, "") for column in columns)] for name, row in text.items())]

@@ -1,41 +1,26 @@
-"""Pictures as PNG files: grids of images, denoising paths, loss curves.
+"""Images as PNG files: grids, and the way of samples from noise to data.
 
-No global state of a plotting library is read or written. Images are drawn pixel by pixel: with ``scale=1`` the file
-holds, between the gaps, exactly the rounded pixels.
+Images are drawn pixel by pixel: with ``scale=1`` the file holds, between the gaps, exactly the rounded pixels.
 """
 
-import importlib
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
 from functorch_gen.check import check_choice, check_floating, check_positive, check_shape
+from functorch_gen.plot.figure import FilePath, require
 
-__all__ = ["curve", "image_grid", "image_path"]
-
-FilePath = str | os.PathLike[str]
+__all__ = ["image_grid", "image_path"]
 
 _GAP = 2  # pixels between images
 _MARGIN = 12
 _CELL = 56  # about how many pixels a small image is enlarged to
 _FONT, _TITLE_FONT = 14, 17
 _INK, _PAPER = (40, 40, 40), 255
-
-
-def _require(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"plot: needs {module.split('.', maxsplit=1)[0]}: pip install functorch_gen[plot]") from error
-
-
-# Images.
 
 
 def image_grid(
@@ -155,7 +140,7 @@ def _save_grid(
     mosaic: Tensor, path: FilePath, row_labels: Sequence[str], column_labels: Sequence[str], title: str
 ) -> Path:
     """Puts the mosaic (h, w, 3) on a sheet with its labels, which are centred on their rows and columns."""
-    image, draw_on, fonts = (_require(f"PIL.{part}") for part in ("Image", "ImageDraw", "ImageFont"))
+    image, draw_on, fonts = (require(f"PIL.{part}") for part in ("Image", "ImageDraw", "ImageFont"))
     font, title_font = fonts.load_default(_FONT), fonts.load_default(_TITLE_FONT)
     height, width = mosaic.shape[:2]
     left = _MARGIN + (max(int(font.getlength(label)) for label in row_labels) + _MARGIN // 2 if row_labels else 0)
@@ -173,70 +158,3 @@ def _save_grid(
         pen.text((x, top - _MARGIN // 2), label, fill=_INK, font=font, anchor="ms")
     sheet.save(path, format="PNG")
     return Path(path)
-
-
-# Curves.
-
-
-def curve(
-    values: Sequence[float] | Tensor,
-    path: FilePath,
-    *,
-    steps: Sequence[float] | Tensor | None = None,
-    log: bool = True,
-    window: int | None = None,
-    title: str = "",
-    x_label: str = "step",
-    y_label: str = "loss",
-) -> Path:
-    """Writes a curve (n,), with its moving average over ``window`` values in front, and returns the path.
-
-    Args:
-        steps: (n,), where the values lie on the x axis; by default 0, ..., n - 1.
-        log: logarithmic y axis.
-        window: by default a fiftieth of the values; 1 draws no average.
-    Raises:
-        ValueError: if ``values`` is empty, not finite, or not positive with ``log``; if ``steps`` differs in length.
-        ImportError: without matplotlib.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     curve([1.0, 0.5, 0.25], Path(folder) / "loss.png").name
-    'loss.png'
-    """
-    y = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
-    n = check_shape(y, "n", "curve: values")["n"]
-    x = torch.arange(n) if steps is None else torch.as_tensor(steps).cpu()
-    check_shape(x, "n", "curve: steps", n=n)
-    if n == 0 or not torch.isfinite(y).all() or (log and y.min() <= 0):
-        expected = "finite values > 0 for log=True" if log else "finite values"
-        raise ValueError(f"curve: values: expected at least one and {expected}, got {y.tolist()[:5]}...")
-    window = max(1, n // 50) if window is None else window
-    check_positive("curve", window=window)
-    figure = _require("matplotlib.figure").Figure(figsize=(7, 4), dpi=150, layout="constrained")
-    _draw_curve(figure.add_subplot(), x.numpy(), y, window, log)
-    figure.axes[0].set(xlabel=x_label, ylabel=y_label, title=title)
-    figure.savefig(path, format="png")
-    return Path(path)
-
-
-def _draw_curve(axes: Any, x: Any, y: Tensor, window: int, log: bool) -> None:
-    if window > 1:
-        axes.plot(x, y.numpy(), color="#9db8d2", linewidth=0.8, label="each step")
-        axes.plot(x, _moving_average(y, window).numpy(), color="#1f4e79", linewidth=1.8, label=f"mean of {window}")
-        axes.legend(frameon=False)
-    else:
-        axes.plot(x, y.numpy(), color="#1f4e79", linewidth=1.5)
-    axes.set_yscale("log" if log else "linear")
-    axes.grid(visible=True, which="both", color="0.9", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.01)
-
-
-def _moving_average(y: Tensor, window: int) -> Tensor:
-    """Mean over the window around every value, cut off at the ends: (n,) -> (n,)."""
-    n = y.shape[0]
-    total = torch.cat([y.new_zeros(1), y.cumsum(0)])
-    start = (torch.arange(n) - (window - 1) // 2).clamp(min=0)
-    stop = (torch.arange(n) + window // 2 + 1).clamp(max=n)
-    return (total[stop] - total[start]) / (stop - start)

@@ -1,0 +1,53 @@
+"""Writes what the examples measured into docs/examples.md, and their pictures beside it.
+
+python examples/examples_page.py    # after the examples: reads runs/*/metrics.json and the pictures there
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import command_line
+from diffusion_digits_table import replace, row
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+PICTURES = {  # of each example: file in its folder -> file in docs
+    "linear_regression": {"landscape": "linear_regression"},
+    "optimizer_race": {"race": "optimizer_race"},
+    "digits_classifiers": {"confusion_cnn": "digits_confusion", "gradient_flow_lstm": "gradient_flow"},
+    "text_classifier": {"confusion": "text_confusion"},
+    "fine_tuning": {},
+    "your_own_optimizer": {},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every field is a flag of the command line."""
+
+    runs: str = "runs"  # folder of the examples' results
+
+
+def markdown(metrics: dict[str, dict[str, float] | float]) -> list[str]:
+    """The lines of a table: of rows by name, or of numbers by name."""
+    rows = {name: found if isinstance(found, dict) else {"value": found} for name, found in metrics.items()}
+    head, *body = command_line.cells(rows)
+    return [row(head), row(["---"] * len(head)), *map(row, body)]
+
+
+def main(config: Config) -> None:
+    """Fills the page's tables and copies the pictures, of those examples that were run."""
+    page = DOCS / "examples.md"
+    for name, pictures in PICTURES.items():
+        folder = Path(config.runs) / name
+        if (folder / "metrics.json").exists():
+            metrics = json.loads((folder / "metrics.json").read_text())
+            page.write_text(replace(page.read_text(), name, markdown(metrics)))
+            for source, target in pictures.items():
+                shutil.copy(folder / f"{source}.png", DOCS / f"{target}.png")
+
+
+if __name__ == "__main__":
+    main(command_line.parse(Config, __doc__))
