@@ -10,7 +10,7 @@ import torch
 from functorch_gen import optim, random, tree
 from functorch_gen.data import batches
 from functorch_gen.step import init_state, make_step
-from functorch_gen.train import Every, check_data, check_writable, fit
+from functorch_gen.train import Every, check_data, check_writable, checkpoint, fit
 from functorch_gen.transforms import jit
 
 KEY = random.key(0)
@@ -114,6 +114,104 @@ def test_fit_calls_hooks_at_multiples_of_the_step_counter():
     assert [call[2] for call in calls] == pytest.approx([0.75**n for _, n in expected], rel=1e-14)
 
 
+# Checkpoints.
+
+
+def stops_at(n):
+    """``noisy`` until the run breaks off before step n."""
+
+    def batch(step):
+        if step == n:
+            raise KeyboardInterrupt
+        return noisy(step)
+
+    return batch
+
+
+@pytest.mark.parametrize("broken_at", [[2], [3, 4], [1, 6, 9]], ids=str)
+def test_fit_goes_on_from_the_newest_checkpoint(tmp_path, broken_at):
+    """The same call each time; steps after the newest checkpoint are taken again."""
+    whole, history = fit(STEP, start(), noisy, steps=10, progress=False)
+    for n in broken_at:
+        with pytest.raises(KeyboardInterrupt):
+            fit(STEP, start(), stops_at(n), steps=10, progress=False, checkpoints=tmp_path, save_every=3)
+        assert max(checkpoint.steps(tmp_path), default=0) == n // 3 * 3
+    last = broken_at[-1] // 3 * 3
+    state, rest = fit(STEP, start(), noisy, steps=10, progress=False, checkpoints=tmp_path, save_every=3)
+    assert tree.equal(state, whole)
+    assert (rest["step"], rest["loss"]) == (history["step"][last:], history["loss"][last:])
+    assert list(checkpoint.steps(tmp_path)) == [6, 9, 10]
+
+
+def test_fit_of_a_finished_run_takes_no_step(tmp_path):
+    whole, _ = fit(STEP, start(), noisy, steps=4, progress=False, checkpoints=tmp_path)
+    again, history = fit(None, start(), noisy, steps=4, progress=False, checkpoints=tmp_path)
+    assert tree.equal(again, whole)
+    assert history["step"] == []
+
+
+def test_fit_counts_steps_from_the_state_that_is_given(tmp_path):
+    """A second fit into the same folder goes on, and its own checkpoints are the newest."""
+    whole, _ = fit(STEP, start(), noisy, steps=9, progress=False)
+    half, _ = fit(STEP, start(), noisy, steps=4, progress=False, checkpoints=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        fit(STEP, half, stops_at(7), steps=5, progress=False, checkpoints=tmp_path, save_every=2)
+    end, history = fit(STEP, half, noisy, steps=5, progress=False, checkpoints=tmp_path, save_every=2)
+    assert tree.equal(end, whole)
+    assert history["step"] == [6, 7, 8]
+
+
+def test_fit_leaves_out_the_batches_of_steps_taken_before(tmp_path):
+    data = torch.arange(12.0, dtype=torch.float64).reshape(12, 1)
+    listed = list(batches(KEY, data, 4, steps=6))
+    whole, _ = fit(STEP, start(), listed, steps=6, progress=False)
+    for make in (lambda: batches(KEY, data, 4), lambda: listed, lambda: lambda n: listed[n]):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        fit(STEP, start(), make(), steps=4, progress=False, checkpoints=folder)
+        assert tree.equal(fit(STEP, start(), make(), steps=6, progress=False, checkpoints=folder)[0], whole)
+
+
+def test_fit_keeps_the_given_state_where_it_is_ahead_of_the_folder(tmp_path):
+    half, _ = fit(STEP, start(), noisy, steps=4, progress=False)
+    checkpoint.save_step(tmp_path, 2, start(w=100.0)._replace(step=torch.tensor(2)))
+    checkpoint.save_step(tmp_path, 4, start(w=100.0)._replace(step=torch.tensor(4)))
+    end, _ = fit(STEP, half, noisy, steps=2, progress=False, checkpoints=tmp_path)
+    assert tree.equal(end, fit(STEP, half, noisy, steps=2, progress=False)[0])
+
+
+def test_fit_saves_no_state_after_a_loss_that_is_not_finite(tmp_path):
+    def batch(n):
+        return torch.tensor(torch.nan if n == 5 else 1.0, dtype=torch.float64)
+
+    with pytest.raises(FloatingPointError, match="got nan at step 5"):
+        fit(STEP, start(), batch, steps=20, progress=False, checkpoints=tmp_path, save_every=2)
+    assert list(checkpoint.steps(tmp_path)) == [2, 4]
+
+
+def test_fit_saves_donated_states(tmp_path):
+    step = jit(STEP, donate_argnums=0, backend="aten")
+    end, _ = fit(step, start(), noisy, steps=5, progress=False, checkpoints=tmp_path, save_every=1, keep=None)
+    for n, path in checkpoint.steps(tmp_path).items():
+        assert tree.equal(checkpoint.load(path, like=end), fit(STEP, start(), noisy, steps=n, progress=False)[0])
+
+
+def test_fit_of_a_bad_checkpoint_fails_before_it_starts(tmp_path):
+    fit(STEP, start(), noisy, steps=4, progress=False, checkpoints=tmp_path)
+    with pytest.raises(
+        ValueError, match=r"fit: expected no checkpoint beyond step 3, the last of this run, got '.*4.saf"
+    ):
+        fit(None, start(), noisy, steps=3, progress=False, checkpoints=tmp_path)
+    other = init_state({"v": torch.ones(1)}, TX, KEY)
+    with pytest.raises(ValueError, match=r"missing from the file: 'params.v' \(float32 \(1,\)\)"):
+        fit(None, other, noisy, steps=9, progress=False, checkpoints=tmp_path)
+    newest = checkpoint.latest(tmp_path)
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with pytest.raises(checkpoint.CheckpointError, match="truncated or corrupt"):
+        fit(None, start(), noisy, steps=9, progress=False, checkpoints=tmp_path)
+    with pytest.raises(ValueError, match="fit: expected save_every > 0, got 0"):
+        fit(None, start(), noisy, steps=9, progress=False, checkpoints=tmp_path, save_every=0)
+
+
 # Display.
 
 
@@ -130,6 +228,12 @@ def test_fit_shows_the_first_step_the_bar_and_the_loss_on_stderr(capsys):
     assert "first step 1.2 s" in err
     assert "3/3" in err
     assert f"loss={0.5 * 0.75**4:.4g}" in err
+
+
+def test_fit_shows_how_far_a_resumed_run_is(tmp_path, capsys):
+    fit(STEP, start(), zero, steps=3, progress=False, checkpoints=tmp_path)
+    fit(STEP, start(), zero, steps=5, checkpoints=tmp_path)
+    assert "5/5" in capsys.readouterr().err
 
 
 def test_fit_without_progress_is_silent_and_needs_no_tqdm(capsys, monkeypatch):

@@ -1,7 +1,8 @@
-"""A plain training loop: call the step, keep the losses, show a progress bar, call hooks from time to time."""
+"""A plain training loop: call the step, keep the losses, show progress, call hooks and save from time to time."""
 
 import itertools
 import math
+import os
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from functorch_gen import tree
 from functorch_gen.check import check_positive
 from functorch_gen.optim import Flat
 from functorch_gen.step import Step, TrainState
+from functorch_gen.train import checkpoint
 
 __all__ = ["Every", "History", "fit"]
 
@@ -52,6 +54,9 @@ def fit(
     progress: bool = True,
     log_every: int = 50,
     hooks: Sequence[Every] = (),
+    checkpoints: str | os.PathLike[str] | None = None,
+    save_every: int = 1000,
+    keep: int | None = 3,
 ) -> tuple[TrainState, History]:
     """Takes ``steps`` steps from ``train_state``; returns the last state and the history.
 
@@ -62,14 +67,23 @@ def fit(
     Whatever ends the run early (an error, Ctrl-C), nothing is lost: the exception carries ``train_state`` and
     ``history`` as they were after the last whole step.
 
+    With ``checkpoints`` a run that was killed is called again as it was, and goes on from its newest checkpoint to the
+    step at which it would have ended, bit for bit as without the break. A state is saved only after the losses up to it
+    were found finite.
+
     Args:
         step: ``step(train_state, batch) -> (train_state, metrics)``, jitted by the caller.
-        batches: an iterable, or a function of the step number.
+        batches: an iterable, or a function of the step number. An iterable begins with the batch of the ``train_state``
+            that is given; those of steps taken before the newest checkpoint are drawn and left out.
         progress: needs tqdm.
+        checkpoints: a folder of :mod:`functorch_gen.train.checkpoint`. The state is saved in it whenever its step is a
+            multiple of ``save_every``, and at the end; the ``keep`` newest stay (None: all). If it holds a state of
+            more steps than ``train_state`` has, the run begins with that one.
     Raises:
-        TypeError, ValueError: before the first step, if ``steps`` or ``log_every`` is no integer > 0 or a list of
-            batches is too short; when they run out, if ``batches`` is an iterator. If a batch is built otherwise
-            than the first; names the path.
+        TypeError, ValueError: before the first step, if ``steps``, ``log_every`` or ``save_every`` is no integer > 0, a
+            list of batches is too short, or the newest checkpoint is of another tree, corrupt, or beyond the last
+            step; when they run out, if ``batches`` is an iterator. If a batch is built otherwise than the first;
+            names the path.
         FloatingPointError: if a metric whose name ends in "loss" is NaN or infinite at some step; names the step and
             the parameters that are not finite now.
 
@@ -81,19 +95,24 @@ def fit(
     >>> history["step"], history["loss"]
     ([0, 1, 2], [1.0, 0.25, 0.0625])
     """
-    _check_count("fit", steps=steps, log_every=log_every)
+    _check_count("fit", steps=steps, log_every=log_every, save_every=save_every)
     source = _source(batches, steps)
     if not train_state.step.numel():
         raise ValueError("fit: expected a train_state in use, got one whose memory was donated to an earlier step")
+    given = int(train_state.step)
+    stop = given + steps
+    if checkpoints is not None:
+        train_state = _resume(checkpoints, train_state, stop)
     start = int(train_state.step)
     begin = time.perf_counter()
     history: History = {"step": [], "seconds": []}
     pending: list[dict[str, Any]] = []
     first: Any = None
     try:
-        with _bar(steps, progress) as bar:
-            for n in range(start, start + steps):
-                batch = _next_batch(source, n, start, steps)
+        _skip(source, start - given, steps)
+        with _bar(steps, start - given, progress) as bar:
+            for n in range(start, stop):
+                batch = _next_batch(source, n, n - given, steps)
                 first = tree.map(lambda _: 0, batch) if n == start else first
                 _check_structure(batch, first, n)
                 with _ticking(bar, "first step, compilation included") if n == start else nullcontext():
@@ -102,12 +121,15 @@ def fit(
                 history["seconds"].append(time.perf_counter() - begin)
                 pending.append(metrics)
                 bar.update()
-                if len(pending) == log_every or n == start + steps - 1:
+                saves = (n + 1) % save_every == 0 or n + 1 == stop
+                if len(pending) == log_every or saves:
                     bar.set_postfix(_record(history, pending, train_state), refresh=False)
                     pending = []
                 for hook in hooks:
                     if (n + 1) % hook.steps == 0:
                         hook.fun(train_state)
+                if saves and checkpoints is not None:
+                    checkpoint.save_step(checkpoints, n + 1, train_state, keep=keep)
     except (
         BaseException
     ) as error:  # an interrupt too: the state given to fit may have been donated, so hand on the last
@@ -124,6 +146,18 @@ def _check_count(name: str, **counts: Any) -> None:
         check_positive(name, **{argument: value})
 
 
+def _resume(folder: str | os.PathLike[str], train_state: TrainState, stop: int) -> TrainState:
+    """The newest state of the folder if it is of more steps than ``train_state``."""
+    newest = next(reversed(checkpoint.steps(folder).items()), None)
+    if newest is None or newest[0] <= int(train_state.step):
+        return train_state
+    if newest[0] > stop:
+        raise ValueError(
+            f"fit: expected no checkpoint beyond step {stop}, the last of this run, got {str(newest[1])!r}"
+        )
+    return checkpoint.load(newest[1], like=train_state)
+
+
 # Batches.
 
 
@@ -135,13 +169,18 @@ def _source(batches: Batches, steps: int) -> Callable[[int], Any] | Iterator[Any
     return iter(batches)
 
 
-def _next_batch(source: Callable[[int], Any] | Iterator[Any], n: int, start: int, steps: int) -> Any:
+def _skip(source: Callable[[int], Any] | Iterator[Any], count: int, steps: int) -> None:
+    for taken in range(count if isinstance(source, Iterator) else 0):
+        _next_batch(source, taken, taken, steps)
+
+
+def _next_batch(source: Callable[[int], Any] | Iterator[Any], n: int, taken: int, steps: int) -> Any:
     if not isinstance(source, Iterator):
         return source(n)
     try:
         return next(source)
     except StopIteration:
-        raise ValueError(f"fit: expected batches for steps={steps}, got only {n - start}") from None
+        raise ValueError(f"fit: expected batches for steps={steps}, got only {taken}") from None
 
 
 def _check_structure(batch: Any, first: Any, n: int) -> None:
@@ -196,7 +235,7 @@ class _Silence:
 
 
 @contextmanager
-def _bar(steps: int, progress: bool) -> Iterator[Any]:
+def _bar(steps: int, done: int, progress: bool) -> Iterator[Any]:
     if not progress:
         yield _Silence()
         return
@@ -205,7 +244,7 @@ def _bar(steps: int, progress: bool) -> Iterator[Any]:
     except ImportError as error:
         raise ImportError("fit: progress needs tqdm: pip install functorch_gen[train], or progress=False") from error
     pause = 0.5 if sys.stderr.isatty() else 10.0  # seconds between lines: a log file keeps every one
-    with tqdm(total=steps, dynamic_ncols=True, smoothing=0.05, mininterval=pause) as bar:
+    with tqdm(total=steps, initial=done, dynamic_ncols=True, smoothing=0.05, mininterval=pause) as bar:
         yield bar
 
 
