@@ -9,7 +9,7 @@ from torch import Tensor
 
 from functorch_gen.typing import Number
 
-__all__ = ["check_choice", "check_floating", "check_number", "check_positive", "check_shape"]
+__all__ = ["check_above_zero", "check_choice", "check_floating", "check_number", "check_positive", "check_shape"]
 
 
 def check_shape(x: Tensor, pattern: str, name: str, **sizes: int) -> dict[str, int]:
@@ -123,3 +123,18 @@ def check_number(
         left = "" if low == -math.inf else f"{low} <= "
         right = f" < {below}" if below < math.inf else f" <= {high}" if high < math.inf else ""
         raise ValueError(f"{name}: expected {left}{argument}{right}, got {value}")
+
+
+def check_above_zero(name: str, **values: Number) -> None:
+    """:func:`check_positive` of Python numbers; of tensors only that they are 0-d: they have no value to compare.
+
+    >>> check_above_zero("clip", max_delta=torch.tensor(-1.0))
+    >>> check_above_zero("clip", max_delta=-1.0)
+    Traceback (most recent call last):
+        ...
+    ValueError: clip: expected max_delta > 0, got -1.0
+    """
+    for argument, value in values.items():
+        check_number(name, argument, value)
+        if isinstance(value, int | float):
+            check_positive(name, **{argument: value})

@@ -10,7 +10,7 @@ from functorch_gen import tree
 from functorch_gen.check import check_floating
 from functorch_gen.typing import Tree
 
-__all__ = ["at_least_float32", "check_params", "map_same", "scalar_zero"]
+__all__ = ["at_least_float32", "check_params", "copies", "map_same", "scalar_zero"]
 
 
 def check_params(name: str, params: Tree) -> None:
@@ -85,3 +85,12 @@ def scalar_zero(params: Tree, dtype: torch.dtype | None = None) -> Tensor:
         for x in leaves:
             dtype = torch.promote_types(dtype, x.dtype)
     return leaves[0].new_zeros((), dtype=dtype) if leaves else torch.zeros((), dtype=dtype)
+
+
+def copies(params: Tree) -> Tree:
+    """In at least float32 and in memory of its own, since a state may be donated.
+
+    >>> copies([torch.ones(1, dtype=torch.bfloat16)])
+    [tensor([1.])]
+    """
+    return tree.map(lambda p: at_least_float32(p).clone(), params)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree  # torch.vmap, make_fx and torch.compile flatten by it
 
+from functorch_gen.check import check_floating
 from functorch_gen.structure import STATIC, Structure, flatten_plain, paths_plain, unflatten_plain
 from functorch_gen.typing import Number, Tree
 
@@ -26,6 +27,7 @@ __all__ = [
     "add_scaled",
     "all_finite",
     "allclose",
+    "average",
     "cast",
     "clip",
     "equal",
@@ -364,6 +366,38 @@ def lerp(a: Tree, b: Tree, weight: Number) -> Tree:
     [tensor([0.2500, 0.2500])]
     """
     return map(lambda x, y: x + _as_dtype(weight, x) * (y.to(x.dtype) - x), a, b)
+
+
+def average(trees: Sequence[Tree], weights: Sequence[Number] | Tensor | None = None) -> Tree:
+    """sum_i w_i x_i / sum_i w_i, leaf by leaf; summed in at least float32, the leaves keep the first tree's dtypes.
+
+    The mean of checkpoints of one run is stochastic weight averaging (Izmailov et al. 2018, arXiv:1803.05407), that of
+    runs fine-tuned from one start a model soup (Wortsman et al. 2022, arXiv:2203.05482).
+
+    Args:
+        weights: one number for each tree, or a tensor (n,); by default all 1.
+    Raises:
+        ValueError: if there are no trees, or not as many weights.
+        TypeError: if a leaf is no floating-point tensor; names its path.
+
+    >>> average([{"w": torch.zeros(2)}, {"w": torch.ones(2)}], weights=[1, 3])
+    {'w': tensor([0.7500, 0.7500])}
+    """
+    if not trees:
+        raise ValueError("tree.average: expected at least one tree, got none")
+    shares: list[Number] = [1.0] * len(trees) if weights is None else list(weights)
+    if len(shares) != len(trees):
+        raise ValueError(f"tree.average: expected {len(trees)} weights, got {len(shares)}")
+    total = builtins.sum(shares)
+    rows, treedef = _rows("tree.average", trees[0], trees[1:])
+
+    def mean(path: str, row: Sequence[Tensor]) -> Tensor:
+        check_floating(row[0], f"tree.average: {path!r}")
+        wide = torch.promote_types(row[0].dtype, torch.float32)
+        weighted: Any = builtins.sum(w * x.to(wide) for w, x in zip(shares, row, strict=True))
+        return (weighted / total).to(row[0].dtype)
+
+    return unflatten(treedef, [mean(path, row) for path, row in zip(paths(trees[0]), rows, strict=True)])
 
 
 def _as_dtype(factor: Number, x: Tensor) -> Number:

@@ -60,7 +60,7 @@ def test_batch_norm_names_what_is_wrong_with_its_state(state, error, message):
 BAD_FIELDS = [
     ({"num_features": 0}, ValueError, "BatchNorm2d: expected num_features >= 1, got 0"),
     ({"num_features": 2, "eps": -1.0}, ValueError, "BatchNorm2d: expected eps >= 0, got -1.0"),
-    ({"num_features": 2, "momentum": 1.5}, ValueError, "BatchNorm2d: expected momentum in [0, 1] or None, got 1.5"),
+    ({"num_features": 2, "momentum": 1.5}, ValueError, "BatchNorm2d: expected 0 <= momentum <= 1, got 1.5"),
     ({"num_features": 2, "axis_name": 0}, TypeError, "BatchNorm2d: expected axis_name to be a string or a tuple"),
 ]
 

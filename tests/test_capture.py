@@ -10,6 +10,7 @@ from torch import Tensor
 
 from functorch_gen import models, nn, random, tree
 from functorch_gen.transforms import (
+    autocast,
     cond,
     eval_shape,
     fori_loop,
@@ -106,6 +107,29 @@ def test_capture_names_the_sublayers_of_models_as_their_parameters() -> None:
     assert_close(activations["block0"], models.GPTBlock(4, 2)(params["block0"], x))
 
 
+def test_capture_names_what_is_inside_an_adapted_layer_as_its_parameters() -> None:
+    """LoRA keeps the layer's parameters under "base"."""
+    inner = nn.Sequential(nn.Linear(3, 3), torch.tanh)
+
+    @dataclass(frozen=True)
+    class Scaled:
+        @property
+        def parts(self) -> dict[str, Layer]:
+            return {"inner": inner}
+
+        def init(self, key: Key) -> Params:
+            return {**nn.init_parts(self.parts, key), "scale": torch.ones(3, 3)}
+
+        def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+            return nn.Bound(self.parts, params, key=key).inner(x) @ params["scale"]
+
+    net = nn.Sequential(nn.LoRA(Scaled(), 1, name="scale"))
+    params = net.init(random.key(0))
+    assert "0.base.inner.0.weight" in tree.names(params)
+    _, activations = nn.capture(net, "0.base*")(params, torch.ones(3))
+    assert sorted(activations) == ["0.base", "0.base.inner", "0.base.inner.0", "0.base.inner.1"]
+
+
 def test_captures_may_be_nested() -> None:
     """The inner one sees paths from where it begins, the outer one from the outermost layer."""
 
@@ -196,6 +220,15 @@ def test_capture_refuses_a_transform_between_itself_and_the_layer(name: str, com
     ):
         captured(PARAMS, X)
     assert_close(hidden(PARAMS, X), expected_hidden(PARAMS, X))
+
+
+def test_capture_takes_what_is_inside_mixed_precision() -> None:
+    """A cast is no transform: the activations are tensors of the caller."""
+    params, x = tree.cast((PARAMS, X), torch.float32)
+    _, around = nn.capture(autocast(NET), "2.0")(params, x)
+    _, within = autocast(nn.capture(NET, "2.0"))(params, x)
+    assert around["2.0"].dtype == torch.bfloat16
+    assert tree.equal(around, within)
 
 
 def test_capture_refuses_a_transform_around_another_capture() -> None:

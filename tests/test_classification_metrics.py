@@ -128,12 +128,12 @@ def test_bfloat16_scores_are_counted_in_float32():
     ("call", "message"),
     [
         (
-            lambda: metrics.accuracy(torch.ones(2, 3), torch.ones(3)),
+            lambda: metrics.accuracy(torch.ones(2, 3), torch.arange(3)),
             r"accuracy: labels: expected shape \(2,\), got \(3,\)",
         ),
         (
             lambda: metrics.accuracy(torch.ones(2), torch.ones(2)),
-            r"accuracy: predictions: expected shape \(n, c, ...\), got \(2,\)",
+            r"accuracy: predictions: expected shape \(b, c, ...\), got \(2,\)",
         ),
         (lambda: metrics.top_k_accuracy(SCORES, LABELS, 5), "top_k_accuracy: expected 1 <= k <= 4, got 5"),
         (
@@ -157,4 +157,28 @@ def test_bfloat16_scores_are_counted_in_float32():
 )
 def test_error_names_the_argument(call, message):
     with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: metrics.accuracy(torch.ones(2, 3), torch.ones(2)),
+            "accuracy: labels: expected a tensor of integers, got torch.float32",
+        ),
+        (lambda: metrics.accuracy([1], LABELS), "accuracy: predictions: expected a floating-point tensor, got list"),
+        (
+            lambda: metrics.confusion_matrix(LABELS.float(), PREDICTED, 4),
+            "confusion_matrix: labels: expected a tensor of classes, got torch.float32",
+        ),
+        (
+            lambda: metrics.mean_squared_error(torch.ones(2), [1.0]),
+            "mean_squared_error: targets: expected a tensor, got list",
+        ),
+    ],
+    ids=["scores", "list", "confusion", "targets"],
+)
+def test_error_names_the_argument_of_the_wrong_type(call, message):
+    with pytest.raises(TypeError, match=message):
         call()

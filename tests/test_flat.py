@@ -4,6 +4,8 @@ import pickle
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import functorch_gen as fg
@@ -145,6 +147,54 @@ def test_step_of_a_state_in_the_other_form_is_an_error(flat):
     step, train_state = make_step(loss_of, tx, flat=flat), init_state(new_params(), tx, KEY, flat=not flat)
     with pytest.raises(TypeError, match=r"make_step: expected a train_state .*; give init_state and make_step"):
         step(train_state, new_batch(0))
+
+
+# optim.flatten, bit for bit.
+
+SHAPES = [(), (1,), (3,), (2, 2), (0,), (1, 2, 1), (17,), (5, 7), (33,), (2, 0)]
+DECAYING = {
+    "numbers": optim.adamw(1e-3, weight_decay=0.1),
+    "all numbers": optim.adamw(0.01, b1=0.8, b2=0.95, eps=1e-3, eps_root=1e-4, weight_decay=0.3, mask="*[13579]*"),
+    "schedule": optim.adamw(SCHEDULE, weight_decay=0.1),
+}
+
+
+def drawn(seed, shapes, dtype):
+    """Leaves of these shapes in a nest, the first of them under a second path too."""
+    leaves = [normal(seed + i, *shape, dtype=dtype) for i, shape in enumerate(shapes)]
+    return {"list": leaves, "tied": (leaves[0], None), "nest": {"p1": {"weight": normal(seed, 2, 3, dtype=dtype)}}}
+
+
+def runs_of(tx, shapes, dtype, seed, wrap=lambda update: update, steps=4):
+    def update(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optim.apply_updates(params, updates), state
+
+    update, params = wrap(update), drawn(seed, shapes, dtype)
+    state, found = tx.init(params), []
+    for step in range(steps):
+        grads = tree.scale(drawn(1000 * (step + 1) + seed, shapes, dtype), 10.0 ** (step - 2))
+        params, state = update(params, state, grads)
+        found.append(params)
+    return found
+
+
+@given(st.lists(st.sampled_from(SHAPES), min_size=2, max_size=8), st.integers(0, 10**6), st.booleans())
+def test_flatten_of_adamw_equals_adamw_bit_for_bit(shapes, seed, double):
+    dtype = torch.float64 if double else torch.float32
+    for name, tx in DECAYING.items():
+        assert tree.equal(runs_of(optim.flatten(tx), shapes, dtype, seed), runs_of(tx, shapes, dtype, seed)), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["aten", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_jitted_flatten_of_adamw_equals_adamw_bit_for_bit(dtype, backend):
+    for name in ("numbers", "all numbers"):
+        wrap = lambda update: fg.jit(update, backend=backend)
+        found, expected = [
+            runs_of(tx, SHAPES, dtype, 7, wrap) for tx in (optim.flatten(DECAYING[name]), DECAYING[name])
+        ]
+        assert tree.equal(found, expected), name
 
 
 # Compiled.

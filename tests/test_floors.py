@@ -20,7 +20,9 @@ FLOORS: list[list[str]] = [
     ["leaves"],
     ["flat"],
     ["paths"],
-    ["transforms", "debug", "config", "numerics"],
+    ["gradient_transformation"],
+    ["precision"],
+    ["transforms", "debug", "config", "numerics", "schedules"],
     ["nn", "optim", "ema", "losses", "ode", "distributions"],
     ["models", "bijectors", "noise", "step"],
     [

@@ -337,3 +337,25 @@ def test_gpt_refuses_lengths_without_a_cache() -> None:
     gpt = models.GPT(**SIZES)
     with pytest.raises(ValueError, match="GPT: expected lengths only with a cache, got them without"):
         gpt(gpt.init(random.key(0)), TOKENS, lengths=torch.tensor([1, 2, 3]))
+
+
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}], ids=["plain", "qk_norm"])
+def test_gpt_takes_norms_without_parameters(options: dict[str, Any]) -> None:
+    def norm(width: int) -> nn.LayerNorm:
+        return nn.LayerNorm(width, elementwise_affine=False)
+
+    free, usual = models.GPT(**SIZES, norm=norm, **options), models.GPT(**SIZES, **options)
+    params, both = free.init(random.key(0)), usual.init(random.key(0))
+    expected = {name: x for name, x in tree.names(both).items() if name in tree.names(params)}
+    assert tree.equal(tree.names(params), expected)
+    torch.testing.assert_close(free(params, TOKENS), usual(both, TOKENS))
+
+
+def test_gpt_refuses_a_cache_that_does_not_fit() -> None:
+    gpt = models.GPT(**SIZES)
+    with pytest.raises(ValueError, match="GPT: expected max_length <= context=6, got 7"):
+        gpt.init_cache(1, 7)
+    others: tuple[Any, ...] = ({}, 3)
+    for cache, got in zip(others, (r"\[\]", "int"), strict=True):
+        with pytest.raises(ValueError, match=f"GPT: expected a cache of block0, .*, got {got}"):
+            gpt(gpt.init(random.key(0)), TOKENS, cache=cache)

@@ -203,3 +203,26 @@ NO_CACHE: Any = 3
 def test_cached_attention_names_what_it_expects(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"MultiHeadAttention: {message}"):
         call(drawn(PLAIN), draw(2, 2, 8))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error", "message"),
+    [
+        (torch.tensor([1, 2, 1]), ValueError, r"expected the cache's shape \(2,\), got \(3,\)"),
+        (torch.tensor(1), ValueError, r"expected the cache's shape \(2,\), got \(\)"),
+        (torch.tensor([1.0, 2.0]), TypeError, r"expected an int64 or int32 tensor, got torch\.float32"),
+        ([1, 2], TypeError, "expected an int64 or int32 tensor, got list"),
+    ],
+    ids=["too many", "one for all", "floating", "list"],
+)
+def test_cached_attention_names_lengths_that_do_not_fit(lengths: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"lengths: {message}"):
+        PLAIN(drawn(PLAIN), draw(2, 2, 8), cache=empty(PLAIN, 2, 3), lengths=lengths)
+
+
+def test_cached_attention_keeps_the_dtype_of_its_lengths() -> None:
+    """So that a scan over calls with int32 lengths has one type of carry."""
+    lengths = torch.tensor([1, 2], dtype=torch.int32)
+    _, cache = PLAIN(drawn(PLAIN), draw(2, 2, 8), cache=empty(PLAIN, 2, 3), lengths=lengths)
+    assert cache.lengths.dtype == torch.int64
+    assert cache.lengths.tolist() == [1, 2]

@@ -236,6 +236,36 @@ def test_loss_of_bfloat16_is_that_of_float32_rounded_once(case):
             r"multilabel_soft_margin_loss: weight: expected shape \(3,\), got \(2,\)",
         ),
         (
+            lambda: losses.cross_entropy(torch.ones(3), torch.ones(3)),
+            ValueError,
+            r"cross_entropy: logits: expected shape \(b, c, ...\), got \(3,\)",
+        ),
+        (
+            lambda: losses.cross_entropy(torch.ones(2, 3), torch.zeros(2).long(), weight=[1.0, 1.0, 1.0]),
+            TypeError,
+            "cross_entropy: weight: expected a floating-point tensor, got list",
+        ),
+        (
+            lambda: losses.binary_cross_entropy(torch.ones(1, 3), torch.ones(1, 3), weight=torch.ones(5, 3)),
+            ValueError,  # it would be a loss of five examples
+            r"binary_cross_entropy: weight: expected a shape that broadcasts to \(1, 3\), got \(5, 3\)",
+        ),
+        (
+            lambda: losses.binary_cross_entropy_with_logits(torch.ones(3), torch.ones(3), pos_weight=[1.0]),
+            TypeError,
+            "binary_cross_entropy_with_logits: pos_weight: expected a tensor, got list",
+        ),
+        (
+            lambda: losses.gaussian_kl(torch.ones(2, 3), torch.ones(2, 3), torch.ones(4, 2, 3)),
+            ValueError,
+            r"gaussian_kl: other_mean: expected a shape that broadcasts to \(2, 3\), got \(4, 2, 3\)",
+        ),
+        (
+            lambda: losses.triplet_margin_loss(torch.ones(2, 3), torch.ones(2, 3), torch.ones(2, 3), margin="1"),
+            TypeError,
+            "triplet_margin_loss: expected margin to be a number or a 0-d tensor, got str",
+        ),
+        (
             lambda: losses.dice_loss(torch.ones(2), torch.ones(2)),
             ValueError,
             r"dice_loss: probs: expected axes to sum over, got shape \(2,\)",

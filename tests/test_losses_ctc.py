@@ -172,7 +172,12 @@ def test_long_sequences_keep_float32():
         (
             lambda: losses.ctc_loss(torch.zeros(2, 3, 4), torch.zeros(2, 1).long(), torch.tensor([3])),
             ValueError,
-            r"ctc_loss: input_lengths: expected shape \(b=2,\), got \(1,\)",
+            r"ctc_loss: input_lengths: expected shape \(2,\), got \(1,\)",
+        ),
+        (
+            lambda: losses.ctc_loss(torch.zeros(1, 3, 4), torch.zeros(1, 1).long(), None, torch.ones(1)),
+            TypeError,
+            "ctc_loss: label_lengths: expected a tensor of integers, got torch.float32",
         ),
         (
             lambda: losses.ctc_loss(torch.zeros(2, 3, 4), torch.zeros(2, 1).long(), blank=4),

@@ -213,6 +213,15 @@ def test_gradient_at_a_kink_is_torchs(name, others, settings):
     torch.testing.assert_close(scale * found, slope, rtol=1e-15, atol=0)
 
 
+def test_cosine_embedding_loss_of_zero_vectors_has_torchs_slope():
+    """There it is y / (1e-6 |y|), so that torch's 1e-12, a float32 number, shows at 2e-9."""
+    y, targets = torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=torch.float64), torch.tensor([1, -1])
+    x = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(F.cosine_embedding_loss(x, y, targets, margin=-0.5, reduction="sum"), x)
+    found = grad(lambda x: losses.cosine_embedding_loss(x, y, targets, margin=-0.5).sum())(x.detach())
+    torch.testing.assert_close(found, slope, rtol=1e-12, atol=0)
+
+
 def test_class_with_target_zero_may_be_impossible():
     logits = torch.tensor([[0.0, -math.inf, 0.0]])
     assert losses.cross_entropy(logits, torch.tensor([[1.0, 0.0, 0.0]])).item() == pytest.approx(LOG2)

@@ -153,7 +153,23 @@ def test_prelu_takes_any_shape_with_one_parameter() -> None:
         assert torch.equal(layer(params, x), torch.full(shape, -0.5))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_mish_has_two_finite_derivatives_at_the_largest_numbers(dtype: torch.dtype) -> None:
+    """It is x there, so they are 1 and 0; those of the formula are NaN, as products with x overflow."""
+    x = torch.tensor(torch.finfo(dtype).max, dtype=dtype)
+
+    def mish(x: Tensor) -> Tensor:
+        return nn.Mish()({}, x)
+
+    assert (mish(x), grad(mish)(x), grad(grad(mish))(x)) == (x, 1, 0)
+
+
 BAD: list[tuple[Any, type[Exception], str]] = [
+    (
+        lambda: nn.LeakyReLU("a"),
+        TypeError,
+        "LeakyReLU: expected negative_slope to be a number or a 0-d tensor, got str",
+    ),
     (lambda: nn.Hardtanh(1.0, 1.0), ValueError, "Hardtanh: expected min_val < max_val, got 1.0 and 1.0"),
     (lambda: nn.Softshrink(-1.0), ValueError, "Softshrink: expected lambd >= 0, got -1.0"),
     (lambda: nn.Hardshrink(-1.0), ValueError, "Hardshrink: expected lambd >= 0, got -1.0"),
@@ -163,6 +179,10 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda: nn.RReLU(0.5, 0.1), ValueError, "RReLU: expected lower <= upper, got 0.5 and 0.1"),
     (lambda: nn.PReLU(0), ValueError, "PReLU: expected num_parameters >= 1, got 0"),
     (lambda: nn.ReLU()({}, torch.arange(2)), TypeError, "ReLU: x: expected a floating-point tensor, got torch.int64"),
+    (lambda: nn.Softmax(1.0), TypeError, "Softmax: expected dim to be an int, got 1.0"),
+    (lambda: nn.Softmin(0)({}, torch.arange(2)), TypeError, "Softmin: x: expected a floating-point tensor, got"),
+    (lambda: nn.Softmax2d()({}, torch.ones(3)), ValueError, "Softmax2d: x: expected shape (..., c, h, w), got (3,)"),
+    (lambda: nn.PReLU()({}, torch.ones(3)), KeyError, "PReLU: expected a parameter 'weight', got only []"),
     (lambda: nn.GLU()({}, torch.ones(3)), ValueError, "GLU: x: expected an even size of axis -1, got (3,)"),
     (
         lambda: nn.PReLU(3)({"weight": torch.ones(3)}, torch.ones(2, 4)),

@@ -281,3 +281,8 @@ def test_initialize_redraws_what_the_globs_choose_from_the_key_of_the_path() -> 
 def test_initialize_refuses_a_glob_that_matches_nothing() -> None:
     with pytest.raises(ValueError, match=r"expected a path that matches 'x.\*', got bias, weight"):
         nn.initialize(nn.Linear(3, 2).init(KEY), {"x.*": nn.zeros}, KEY)
+
+
+def test_initialize_names_the_leaf_whose_shape_has_no_fans() -> None:
+    with pytest.raises(ValueError, match=r"initialize: '0\.bias': fans: expected a shape"):
+        nn.initialize(nn.MLP(3, (4,), 2).init(KEY), {"*": nn.xavier_normal}, KEY)

@@ -1,6 +1,7 @@
 """What single layers do beyond ``torch.nn``: features, dropout, sequences, and their answer to bad input."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -227,6 +228,15 @@ BAD_INPUTS: list[tuple[Any, Tensor, type[Exception], str]] = [
     ),
     (nn.FourierFeatures(2, 4), torch.ones(3), ValueError, "FourierFeatures: x: expected shape (..., in_features=2)"),
     (nn.MultiHeadAttention(4, 2), torch.ones(5, 3), ValueError, "MultiHeadAttention: x: expected shape (..., n, e=4)"),
+    (
+        nn.LayerNorm(2),
+        torch.ones(2).long(),
+        TypeError,
+        "LayerNorm: x: expected a floating-point tensor, got torch.int64",
+    ),
+    (nn.RMSNorm(2), torch.ones(2).long(), TypeError, "RMSNorm: x: expected a floating-point tensor, got torch.int64"),
+    (nn.GroupNorm(1, 2), torch.ones(1, 2).long(), TypeError, "GroupNorm: x: expected a floating-point tensor, got"),
+    (nn.ChannelShuffle(2), torch.ones(1, 3), ValueError, "ChannelShuffle: x: expected channels divisible by 2, got 3"),
     (nn.MLP(3, (4,), 2), torch.ones(2, 4), ValueError, "Linear: x: expected shape (..., in_features=3), got (2, 4)"),
 ]
 
@@ -236,6 +246,34 @@ def test_layer_refuses_bad_input(layer: Any, x: Tensor, error: type[Exception], 
     with pytest.raises(error) as caught:
         layer(layer.init(random.key(0)), x)
     assert message in str(caught.value)
+
+
+WITH_PARAMETERS: list[tuple[Any, tuple[Any, ...]]] = [
+    (nn.Linear(2, 2), (torch.ones(1, 2),)),
+    (nn.Bilinear(2, 2, 1), (torch.ones(1, 2), torch.ones(1, 2))),
+    (nn.Conv1d(2, 2, 1), (torch.ones(1, 2, 3),)),
+    (nn.ConvTranspose2d(2, 2, 1), (torch.ones(1, 2, 3, 3),)),
+    (nn.GroupNorm(1, 2), (torch.ones(1, 2, 3),)),
+    (nn.LayerNorm(2), (torch.ones(1, 2),)),
+    (nn.RMSNorm(2), (torch.ones(1, 2),)),
+    (nn.InstanceNorm1d(2, affine=True), (torch.ones(1, 2, 3),)),
+    (nn.PReLU(), (torch.ones(2),)),
+    (nn.Swish(trainable=True), (torch.ones(2),)),
+]
+
+
+@pytest.mark.parametrize(("layer", "inputs"), WITH_PARAMETERS, ids=lambda value: type(value).__name__)
+def test_layer_names_the_missing_parameter_and_its_path(layer: Any, inputs: tuple[Any, ...]) -> None:
+    params = layer.init(random.key(0))
+    for missing in params:
+        rest = {"other": torch.ones(1), **{name: p for name, p in params.items() if name != missing}}
+        found = re.escape(str(sorted(rest)))
+        with pytest.raises(
+            KeyError, match=f"{type(layer).__name__}: expected a parameter '{missing}', got only {found}"
+        ):
+            layer(rest, *inputs)
+        with pytest.raises(KeyError, match=f"expected a parameter 'block.layer.{missing}', got only {found}"):
+            nn.Bound({"block": nn.Residual(layer)}, {"block": {"layer": rest}}).block(*inputs)
 
 
 def test_multi_head_attention_names_the_argument_of_the_wrong_size() -> None:

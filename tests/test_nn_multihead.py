@@ -208,3 +208,27 @@ def test_multi_head_attention_with_extras_keeps_bf16() -> None:
 def test_multi_head_attention_refuses_rotations_that_do_not_fit(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"MultiHeadAttention: {message}"):
         nn.MultiHeadAttention(num_heads=2, **options)
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["whole", "cached"])
+@pytest.mark.parametrize("alibi", [False, True], ids=["plain", "alibi"])
+def test_multi_head_attention_refuses_a_mask_of_integers(alibi: bool, cached: bool) -> None:
+    """Zeros and ones meant as "attend or not" would be added to the scores."""
+    layer: Any = nn.MultiHeadAttention(4, 2, alibi=alibi)
+    cache = {"cache": layer.init_cache((), 3)} if cached else {}
+    with pytest.raises(TypeError, match=r"mask: expected .* floating.*, got torch\.int64"):
+        layer(layer.init(random.key(0)), torch.ones(3, 4), mask=torch.ones(3, 3, dtype=torch.int64), **cache)
+
+
+@pytest.mark.parametrize("options", [{"qk_norm": True}, {"kdim": 3, "vdim": 5}], ids=["packed", "of three sizes"])
+def test_multi_head_attention_names_the_missing_parameter(options: dict[str, Any]) -> None:
+    layer = nn.MultiHeadAttention(4, 2, **options)
+    _, kdim, vdim = layer._dims
+    params = layer.init(random.key(0))
+    inputs = torch.ones(3, 4), torch.ones(2, kdim), torch.ones(2, vdim)
+    for missing in params:
+        rest = {name: p for name, p in params.items() if name != missing}
+        with pytest.raises(KeyError, match=f"MultiHeadAttention: expected a parameter '{missing}', got only"):
+            layer(rest, *inputs)
+    with pytest.raises(KeyError, match=r"MultiHeadAttention: out_proj: expected a parameter 'bias'"):
+        layer({**params, "out_proj": {"weight": torch.ones(4, 4)}}, *inputs)

@@ -116,8 +116,18 @@ BAD_SIZES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: nn.AdaptiveMaxPool1d(None), TypeError, "AdaptiveMaxPool1d: expected output_size to be an int"),
     (lambda: nn.Upsample(), ValueError, "Upsample: expected one of size and scale_factor, got None and None"),
     (lambda: nn.Upsample(2, 2.0), ValueError, "Upsample: expected one of size and scale_factor, got 2 and 2.0"),
-    (lambda: nn.Upsample(2, mode="area"), ValueError, "Upsample: expected mode to be one of 'nearest', 'linear'"),
+    (
+        lambda: nn.Upsample(2, mode="area"),
+        ValueError,
+        "Upsample: expected mode to be one of 'nearest', 'linear'",
+    ),
     (lambda: nn.Upsample((2, 2), mode="linear"), ValueError, "Upsample: expected size with 1 sizes, got (2, 2)"),
+    (
+        lambda: nn.Upsample(scale_factor=(2.0, 2.0), mode="linear"),
+        ValueError,
+        "Upsample: expected scale_factor with 1 numbers, got (2.0, 2.0)",
+    ),
+    (lambda: nn.ChannelShuffle(0), ValueError, "ChannelShuffle: expected groups >= 1, got 0"),
     (lambda: nn.Upsample(scale_factor=0.0), ValueError, "Upsample: expected scale_factor > 0, got 0.0"),
     (
         lambda: nn.Upsample(2, align_corners=True),

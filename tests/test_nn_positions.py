@@ -100,9 +100,11 @@ def test_apply_rotary_is_linear_so_its_second_derivative_is_zero() -> None:
     assert hessian(lambda x: nn.apply_rotary(x, positions).sum())(x).abs().max() == 0
 
 
-def test_apply_rotary_refuses_an_odd_width() -> None:
+def test_apply_rotary_refuses_an_odd_width_and_a_base_that_is_not_positive() -> None:
     with pytest.raises(ValueError, match="apply_rotary: expected d to be even, got 3"):
         nn.apply_rotary(torch.zeros(2, 3), torch.arange(2))
+    with pytest.raises(ValueError, match=r"apply_rotary: expected base > 0, got -1\.0"):
+        nn.apply_rotary(torch.zeros(2, 4), torch.arange(2), -1.0)
 
 
 # Biases.

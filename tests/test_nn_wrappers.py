@@ -264,6 +264,22 @@ def test_alpha_dropout_equals_torch_on_the_same_mask() -> None:
     assert_close(ours, theirs)
 
 
+def test_feature_alpha_dropout_drops_whole_channels_as_torch_does() -> None:
+    """torch's output tells its mask: what is dropped has one value."""
+    x = Draw(0)(40, 50, 2)
+    torch.manual_seed(0)
+    theirs = F.feature_alpha_dropout(x, 0.3, training=True)
+    dropped = theirs[..., :1] == theirs[..., 1:]
+    layer = nn.FeatureAlphaDropout(0.3)
+    assert 400 < dropped.sum() < 800
+    assert_close(layer._drop(x, ~dropped), theirs)
+    y = layer({}, x, key=random.key(0))
+    changed = y[..., 0] == y[..., 1]
+    assert 400 < changed.sum() < 800
+    with pytest.raises(ValueError, match=r"FeatureAlphaDropout: x: expected shape \(b, c\), got \(3,\)"):
+        layer({}, torch.ones(3))
+
+
 # Others.
 
 

@@ -16,7 +16,9 @@ MODULES = [path for path in FILES if path.name != "__init__.py"]
 Definition = ast.FunctionDef | ast.ClassDef
 
 # Folders and files that users do not import from: their names are internal, or re-exported at the top.
-INTERNAL = {"check", "flat", "leaves", "paths", "structure", "transforms"}
+INTERNAL = {
+    "check", "flat", "gradient_transformation", "leaves", "paths", "precision", "schedules", "structure", "transforms"
+}  # fmt: skip
 
 # Public definitions without a doctest, and why. Protocols, exceptions and records (NamedTuples) need none: the
 # functions that take or return them show them.

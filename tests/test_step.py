@@ -269,7 +269,7 @@ def test_step_of_a_loss_with_too_few_results_is_an_error(options, result, messag
 
 
 def test_step_scales_the_loss_as_the_optimizer_asks():
-    """In float32 a power of two changes nothing: the run is that of the optimizer inside, and an overflow is left out."""
+    """A power of two changes no run: it is that of the optimizer inside; and an overflow is left out."""
     inner = optim.chain(optim.clip_by_global_norm(0.1), optim.adamw(0.1))
     tx = optim.dynamic_loss_scale(inner, init_scale=2.0**10)
     scaled, of_scaled = run(make_step(plain_loss, tx), init_state(new_params(), tx, KEY), 4)

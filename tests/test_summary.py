@@ -21,13 +21,13 @@ def struct(*shape: int, dtype: torch.dtype = torch.float32) -> ShapeDtypeStruct:
 
 def test_summary_is_a_table() -> None:
     assert str(nn.summary(NET, struct(5, 3))) == (
-        "name                layer  output  params  flops\n"
-        "0                  Linear  (5, 4)      16    120\n"
-        "1             BatchNorm1d  (5, 4)       8      0\n"
-        "2              Sequential  (5, 2)      10     80\n"
-        "2.0              Function  (5, 4)       0      0\n"
-        "2.1                Linear  (5, 2)      10     80\n"
-        "total  StatefulSequential  (5, 2)      34    200"
+        "name         layer  output  params  flops\n"
+        "0           Linear  (5, 4)      16    120\n"
+        "1      BatchNorm1d  (5, 4)       8      0\n"
+        "2       Sequential  (5, 2)      10     80\n"
+        "2.0       Function  (5, 4)       0      0\n"
+        "2.1         Linear  (5, 2)      10     80\n"
+        "total   Sequential  (5, 2)      34    200"
     )
 
 

@@ -361,6 +361,72 @@ def test_unravel_refuses_another_length():
         unravel(torch.zeros(4))
 
 
+# Averages of weights.
+
+
+@given(st.lists(st.floats(0.1, 2), min_size=1, max_size=5), st.integers(0, 50))
+def test_average_is_the_weighted_mean(weights, seed):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(len(weights), 3, generator=generator, dtype=torch.float64)
+    trees = [{"a": row[:1], "b": [row[1], row[2:]]} for row in values]
+    shares = torch.tensor(weights, dtype=torch.float64)
+    expected = (shares / shares.sum()) @ values
+    for given_weights in (weights, shares):
+        assert torch.allclose(tree.ravel(tree.average(trees, given_weights))[0], expected, rtol=0, atol=1e-14)
+    assert torch.allclose(tree.ravel(tree.average(trees))[0], values.mean(0), rtol=0, atol=1e-14)
+
+
+def test_average_equals_torch_swa():
+    nets = [torch.nn.Linear(2, 3, dtype=torch.float64) for _ in range(4)]
+    averaged = torch.optim.swa_utils.AveragedModel(nets[0])
+    for net in nets:
+        averaged.update_parameters(net)
+    found = tree.average([{name: x.detach() for name, x in net.named_parameters()} for net in nets])
+    for name, x in averaged.module.named_parameters():
+        torch.testing.assert_close(found[name], x.detach(), rtol=0, atol=1e-15)
+
+
+def test_average_of_bfloat16_is_summed_in_float32():
+    trees = [{"w": torch.full((2,), value, dtype=torch.bfloat16)} for value in [256.0] + 255 * [1.0]]
+    found = tree.average(trees)["w"]
+    assert found.dtype == torch.bfloat16
+    assert found[0].item() == torch.tensor(511 / 256).bfloat16().item()  # 256 + 1 is 256 in bfloat16
+
+
+def test_average_has_derivatives_in_weights_and_leaves():
+    trees = [{"w": torch.tensor([1.0, 5.0])}, {"w": torch.tensor([3.0, 2.0])}]
+
+    def first(weights):
+        return tree.average(trees, weights)["w"][0]
+
+    weights = torch.tensor([1.0, 3.0])
+    torch.testing.assert_close(grad(first)(weights), torch.tensor([-0.375, 0.125]))  # (x_i - mean) / sum of weights
+    torch.testing.assert_close(vmap(first)(torch.eye(2)), torch.tensor([1.0, 3.0]))
+    slopes = grad(lambda trees: tree.sum(tree.average(trees, [1, 3])))(trees)
+    assert [x["w"].tolist() for x in slopes] == [[0.25, 0.25], [0.75, 0.75]]
+
+
+def test_task_vectors_are_differences():
+    start = {"w": torch.tensor([1.0, 2.0])}
+    tuned = [{"w": torch.tensor([2.0, 2.0])}, {"w": torch.tensor([1.0, 5.0])}]
+    tasks = [tree.sub(params, start) for params in tuned]
+    both = tree.add_scaled(tree.add_scaled(start, tasks[0], 0.5), tasks[1], 1.0)
+    assert both["w"].tolist() == [1.5, 5.0]
+    without = tree.add_scaled(tuned[0], tasks[0], -1.0)
+    assert same(without, start)
+
+
+def test_average_names_what_is_wrong():
+    with pytest.raises(ValueError, match=r"tree.average: expected at least one tree, got none"):
+        tree.average([])
+    with pytest.raises(ValueError, match=r"tree.average: expected 2 weights, got 3"):
+        tree.average([{"a": torch.ones(1)}] * 2, [1, 2, 3])
+    with pytest.raises(TypeError, match=r"tree.average: 'n': expected a floating-point tensor, got torch.int64"):
+        tree.average([{"n": torch.ones(1, dtype=torch.int64)}])
+    with pytest.raises(ValueError, match=r"tree.average: expected a leaf at 'a' in every tree"):
+        tree.average([{"a": torch.ones(1)}, {"b": torch.ones(1)}])
+
+
 # Selection.
 
 

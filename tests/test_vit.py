@@ -78,6 +78,16 @@ def test_vit_starts_with_the_deviations_of_its_docstring() -> None:
             assert abs(float(x.std()) / 0.02 - 1) < 5 / math.sqrt(2 * x.numel()), name
 
 
+def test_vit_takes_norms_without_parameters() -> None:
+    def norm(width: int) -> nn.LayerNorm:
+        return nn.LayerNorm(width, elementwise_affine=False)
+
+    free, usual, x = models.ViT(**SIZES, norm=norm), models.ViT(**SIZES), torch.ones(2, 2, 4, 6)
+    params, both = free.init(random.key(0)), usual.init(random.key(0))
+    torch.testing.assert_close(free(params, x), usual(both, x))
+    assert tree.names(params).keys() == {name for name in tree.names(both) if "norm" not in name}
+
+
 def test_vit_has_gradients_and_curvature_of_each_image() -> None:
     """A batch's are those of its images."""
     vit = models.ViT(**{**SIZES, "num_layers": 1}, norm=nn.RMSNorm, gated=True, qk_norm=True)

@@ -13,7 +13,9 @@ import torch
 from rows import (
     attention,
     attention_more,
+    augment,
     axes,
+    combinators,
     control,
     custom,
     layers,
@@ -21,8 +23,10 @@ from rows import (
     losses,
     networks,
     numerics,
+    optimizers,
     programs,
     recurrent,
+    schedules,
     state,
 )
 from torch import Tensor
@@ -41,6 +45,10 @@ ROWS = [
     state,
     networks,
     losses,
+    optimizers,
+    combinators,
+    schedules,
+    augment,
     control,
     custom,
     axes,

@@ -5,7 +5,13 @@ from torch import Tensor
 
 from functorch_gen import numerics
 from functorch_gen.check import check_number, check_shape
-from functorch_gen.losses.per_example import check_alike, check_weight, in_float32, mean_per_example
+from functorch_gen.losses.per_example import (
+    check_alike,
+    check_broadcasts,
+    check_weight,
+    in_float32,
+    mean_per_example,
+)
 from functorch_gen.transforms import custom_jvp
 from functorch_gen.typing import Number
 
@@ -27,7 +33,7 @@ def binary_cross_entropy(probs: Tensor, targets: Tensor, *, weight: Tensor | Non
     finite at p = 0 and 1. Equals ``torch.nn.functional.binary_cross_entropy``, gradients there included.
 
     Args:
-        weight: broadcasts with ``probs``.
+        weight: broadcasts to ``probs``.
     Raises:
         TypeError: if the probabilities are not floating.
         ValueError: if the shapes differ.
@@ -36,6 +42,7 @@ def binary_cross_entropy(probs: Tensor, targets: Tensor, *, weight: Tensor | Non
     tensor([  0.6931, 100.0000])
     """
     check_alike("binary_cross_entropy", probs=probs, targets=targets)
+    check_broadcasts("binary_cross_entropy", probs, weight=weight)
     targets = targets.to(torch.promote_types(probs.dtype, targets.dtype))
     return mean_per_example(_weighed(weight, _cross_entropy(probs, targets)))
 
@@ -73,8 +80,8 @@ def binary_cross_entropy_with_logits(
     Equals ``torch.nn.functional.binary_cross_entropy_with_logits``.
 
     Args:
-        weight: w, broadcasts with ``logits``.
-        pos_weight: c, the weight of positive answers; broadcasts with ``logits``.
+        weight: w, broadcasts to ``logits``.
+        pos_weight: c, the weight of positive answers; broadcasts to ``logits``.
     Raises:
         TypeError: if the logits are not floating.
         ValueError: if the shapes differ.
@@ -83,6 +90,7 @@ def binary_cross_entropy_with_logits(
     tensor([6.9315e-01, 1.0000e+04])
     """
     check_alike("binary_cross_entropy_with_logits", logits=logits, targets=targets)
+    check_broadcasts("binary_cross_entropy_with_logits", logits, weight=weight, pos_weight=pos_weight)
     return mean_per_example(_weighed(weight, _of_logits(logits, targets, pos_weight)))
 
 

@@ -55,6 +55,8 @@ def cross_entropy(
     soft = isinstance(targets, Tensor) and targets.is_floating_point()
     if soft:
         check_alike("cross_entropy", logits=logits, targets=targets)
+        if logits.ndim < 2:
+            raise ValueError(f"cross_entropy: logits: expected shape (b, c, ...), got {tuple(logits.shape)}")
         check_weight("cross_entropy", weight, logits.shape[1])
     else:
         check_classes("cross_entropy", targets, weight, logits=logits)

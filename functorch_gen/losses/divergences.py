@@ -7,7 +7,7 @@ from torch import Tensor
 
 from functorch_gen import numerics
 from functorch_gen.check import check_floating
-from functorch_gen.losses.per_example import check_alike, in_float32, sum_per_example
+from functorch_gen.losses.per_example import check_alike, check_broadcasts, in_float32, sum_per_example
 from functorch_gen.typing import Number
 
 __all__ = ["categorical_kl", "gaussian_kl", "jensen_shannon", "kl_div"]
@@ -95,10 +95,10 @@ def gaussian_kl(
     the others, the divergence from the standard normal distribution.
 
     Args:
-        other_mean: broadcasts with ``mean``, as does ``other_log_var``.
+        other_mean: broadcasts to ``mean``, as does ``other_log_var``.
     Raises:
         TypeError: if ``mean`` is not floating.
-        ValueError: if the shapes of ``mean`` and ``log_var`` differ.
+        ValueError: if a shape differs.
     Source: Kingma and Welling 2013, appendix B, arXiv:1312.6114.
 
     >>> gaussian_kl(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2))
@@ -106,6 +106,7 @@ def gaussian_kl(
     """
     check_alike("gaussian_kl", mean=mean, log_var=log_var)
     check_floating(log_var, "gaussian_kl: log_var")
+    check_broadcasts("gaussian_kl", mean, other_mean=other_mean, other_log_var=other_log_var)
     r = log_var - other_log_var
     precision = torch.exp(torch.zeros_like(r) - other_log_var)
     return sum_per_example(0.5 * (torch.expm1(r) - r + (mean - other_mean).square() * precision))

@@ -46,6 +46,9 @@ def _check_vectors(name: str, **tensors: Tensor) -> None:
         raise ValueError(f"{name}: {argument}: expected shape (b, ..., d), got {tuple(x.shape)}")
 
 
+_LEAST_SQUARE = 9.999999960041972e-13  # 1e-12 in float32, as torch has it
+
+
 @in_float32
 def cosine_embedding_loss(x: Tensor, y: Tensor, targets: Tensor, *, margin: Number = 0.0) -> Tensor:
     """1 - cos(x, y) for the target 1, max(0, cos(x, y) - margin) for -1: (b, d), (b, d), (b,) -> (b,).
@@ -60,10 +63,11 @@ def cosine_embedding_loss(x: Tensor, y: Tensor, targets: Tensor, *, margin: Numb
     >>> cosine_embedding_loss(x, y, torch.tensor([1])), cosine_embedding_loss(x, y, torch.tensor([-1]), margin=0.5)
     (tensor([0.4000]), tensor([0.1000]))
     """
+    check_number("cosine_embedding_loss", "margin", margin)
     check_alike("cosine_embedding_loss", x=x, y=y)
     b = check_shape(x, "b d", "cosine_embedding_loss: x")["b"]
     check_shape(targets, "b", "cosine_embedding_loss: targets", b=b)
-    squares = ((x * x).sum(1) + 1e-12) * ((y * y).sum(1) + 1e-12)
+    squares = ((x * x).sum(1) + _LEAST_SQUARE) * ((y * y).sum(1) + _LEAST_SQUARE)
     cosine = (x * y).sum(1) / squares.sqrt()
     near = torch.where(targets == 1, 1 - cosine, 0.0)
     return near + torch.where(targets == -1, (cosine - margin).clamp(min=0.0), 0.0)
@@ -96,6 +100,7 @@ def triplet_margin_loss(
     tensor([6.0000])
     """
     check_number("triplet_margin_loss", "p", p, low=1)
+    check_number("triplet_margin_loss", "margin", margin)
     _check_vectors("triplet_margin_loss", anchor=anchor, positive=positive, negative=negative)
     return triplet_margin_with_distance_loss(
         anchor,
@@ -132,6 +137,7 @@ def triplet_margin_with_distance_loss(
     >>> triplet_margin_with_distance_loss(a, n, a, distance_function=lambda x, y: (x - y).abs().sum(-1))
     tensor([8.])
     """
+    check_number("triplet_margin_with_distance_loss", "margin", margin)
     check_alike("triplet_margin_with_distance_loss", anchor=anchor, positive=positive, negative=negative)
     distance = _pairwise_distance if distance_function is None else distance_function
     near, far = distance(anchor, positive), distance(anchor, negative)

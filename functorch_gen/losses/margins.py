@@ -78,6 +78,7 @@ def multi_margin_loss(
     tensor([0.5000])
     """
     check_choice("multi_margin_loss", "p", p, (1, 2))
+    check_number("multi_margin_loss", "margin", margin)
     check_shape(scores, "b c", "multi_margin_loss: scores")
     classes = check_classes("multi_margin_loss", labels, weight, scores=scores)
     terms = torch.relu(margin + _differences(scores, labels))
@@ -139,6 +140,7 @@ def hinge_embedding_loss(x: Tensor, targets: Tensor, *, margin: Number = 1.0) ->
     tensor([0.3000, 0.7000])
     """
     check_alike("hinge_embedding_loss", x=x, targets=targets)
+    check_number("hinge_embedding_loss", "margin", margin)
     near = torch.where(targets == -1, 0.0, x)
     return mean_per_example(near + torch.where(targets == 1, 0.0, (margin - x).clamp(min=0.0)))
 

@@ -14,6 +14,7 @@ from functorch_gen.check import check_floating
 __all__ = [
     "along_classes",
     "check_alike",
+    "check_broadcasts",
     "check_classes",
     "check_integers",
     "check_weight",
@@ -92,9 +93,30 @@ def check_integers(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def check_weight(name: str, weight: Tensor | None, classes: int) -> None:
-    """Checks that a weight is a tensor (c,)."""
-    if weight is not None and tuple(weight.shape) != (classes,):
+    """Checks that a weight is a floating tensor (c,)."""
+    if weight is None:
+        return
+    check_floating(weight, f"{name}: weight")
+    if tuple(weight.shape) != (classes,):
         raise ValueError(f"{name}: weight: expected shape ({classes},), got {tuple(weight.shape)}")
+
+
+def check_broadcasts(name: str, x: Tensor, **others: Any) -> None:
+    """Checks that the others, where they are not None or numbers, are tensors that broadcast to the shape of x.
+
+    Raises:
+        TypeError: if one is no tensor.
+        ValueError: if one would change the shape of the result.
+    """
+    for argument, y in others.items():
+        if y is None or isinstance(y, int | float):
+            continue
+        if not isinstance(y, Tensor):
+            raise TypeError(f"{name}: {argument}: expected a tensor, got {type(y).__name__}")
+        if y.ndim > x.ndim or any(m not in (1, n) for m, n in zip(reversed(y.shape), reversed(x.shape))):
+            raise ValueError(
+                f"{name}: {argument}: expected a shape that broadcasts to {tuple(x.shape)}, got {tuple(y.shape)}"
+            )
 
 
 def along_classes(weight: Tensor, x: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def ctc_loss(
 def _lengths(name: str, lengths: Tensor | None, size: int, labels: Tensor) -> Tensor:
     if lengths is None:
         return labels.new_full(labels.shape[:1], size, dtype=torch.int64)
-    check_shape(lengths, "b", f"ctc_loss: {name}", b=labels.shape[0])
+    check_integers(f"ctc_loss: {name}", lengths, (labels.shape[0],))
     return lengths
 
 

@@ -8,8 +8,9 @@ from einops import rearrange
 from torch import Tensor
 
 from functorch_gen import numerics
-from functorch_gen.check import check_floating, check_positive, check_shape
+from functorch_gen.check import check_positive, check_shape
 from functorch_gen.leaves import at_least_float32
+from functorch_gen.losses.per_example import check_classes
 
 __all__ = [
     "accuracy",
@@ -28,15 +29,16 @@ def accuracy(predictions: Tensor, labels: Tensor) -> Tensor:
     Args:
         predictions: floating scores, of which the highest counts; or integer classes.
     Raises:
+        TypeError: if the labels are no integers.
         ValueError: if the shapes differ.
 
     >>> accuracy(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 0]))
     tensor(0.5000)
     """
-    if not predictions.is_floating_point():
+    if isinstance(predictions, Tensor) and not predictions.is_floating_point():
         _check_same("accuracy", predictions, labels)
         return (predictions == labels).float().mean()
-    _check_scores("accuracy: predictions", predictions, "accuracy: labels", labels)
+    check_classes("accuracy", labels, predictions=predictions)
     return at_least_float32((predictions.argmax(1) == labels).to(predictions.dtype)).mean()
 
 
@@ -44,13 +46,13 @@ def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     """Share of labels among the ``k`` highest scores: (n, c, ...), (n, ...) -> ().
 
     Raises:
-        TypeError: if the scores are not floating.
+        TypeError: if the scores are not floating, or the labels no integers.
         ValueError: if the shapes differ, or ``k`` is not in [1, c].
 
     >>> top_k_accuracy(torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]), torch.tensor([1, 2]), 2)
     tensor(0.5000)
     """
-    classes = _check_scores("top_k_accuracy: scores", scores, "top_k_accuracy: labels", labels)
+    classes = check_classes("top_k_accuracy", labels, scores=scores)
     if not 1 <= k <= classes:
         raise ValueError(f"top_k_accuracy: expected 1 <= k <= {classes}, got {k}")
     hits = (scores.topk(k, 1).indices == labels.unsqueeze(1)).any(1)
@@ -63,6 +65,7 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> T
     Pairs with a number outside [0, num_classes) are left out, as an ignored label of -100. Matrices of batches add up.
 
     Raises:
+        TypeError: if the classes are floating.
         ValueError: if the shapes differ, or ``num_classes`` < 1.
 
     >>> confusion_matrix(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1]), 2)
@@ -123,7 +126,7 @@ def expected_calibration_error(probs: Tensor, labels: Tensor, *, bins: int = 15)
     B_m holds the examples whose highest probability, the confidence, lies in ((m - 1) / bins, m / bins].
 
     Raises:
-        TypeError: if the probabilities are not floating.
+        TypeError: if the probabilities are not floating, or the labels no integers.
         ValueError: if the shapes differ, or ``bins`` < 1.
     Source: Guo et al. 2017, eq. 3, arXiv:1706.04599.
 
@@ -131,7 +134,7 @@ def expected_calibration_error(probs: Tensor, labels: Tensor, *, bins: int = 15)
     tensor(0.3500)
     """
     check_positive("expected_calibration_error", bins=bins)
-    _check_scores("expected_calibration_error: probs", probs, "expected_calibration_error: labels", labels)
+    check_classes("expected_calibration_error", labels, probs=probs)
     confidence, predicted = probs.double().max(1)
     surplus = rearrange(confidence - (predicted == labels).double(), "... -> (...) 1")
     bin_of = rearrange((confidence * bins).ceil().clamp(1, bins), "... -> (...) 1")
@@ -140,18 +143,11 @@ def expected_calibration_error(probs: Tensor, labels: Tensor, *, bins: int = 15)
     return error.to(torch.promote_types(probs.dtype, torch.float32))
 
 
-def _check_scores(name: str, scores: Tensor, labels_name: str, labels: Tensor) -> int:
-    """Floating scores (n, c, ...) and integer labels (n, ...); returns c."""
-    check_floating(scores, name)
-    if scores.ndim < 2:
-        raise ValueError(f"{name}: expected shape (n, c, ...), got {tuple(scores.shape)}")
-    expected = (scores.shape[0], *scores.shape[2:])
-    if tuple(labels.shape) != expected:
-        raise ValueError(f"{labels_name}: expected shape {expected}, got {tuple(labels.shape)}")
-    return scores.shape[1]
-
-
 def _check_same(name: str, predictions: Tensor, labels: Tensor) -> None:
+    for argument, x in (("predictions", predictions), ("labels", labels)):
+        if not isinstance(x, Tensor) or x.is_floating_point():
+            found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"{name}: {argument}: expected a tensor of classes, got {found}")
     if labels.shape != predictions.shape:
         raise ValueError(f"{name}: labels: expected shape {tuple(predictions.shape)}, got {tuple(labels.shape)}")
 

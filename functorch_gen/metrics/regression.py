@@ -44,6 +44,8 @@ def r2_score(predictions: Tensor, targets: Tensor) -> Tensor:
 
 def _check(name: str, predictions: Tensor, targets: Tensor) -> None:
     check_floating(predictions, f"{name}: predictions")
+    if not isinstance(targets, Tensor):
+        raise TypeError(f"{name}: targets: expected a tensor, got {type(targets).__name__}")
     if predictions.ndim == 0 or targets.shape != predictions.shape:
         expected = tuple(predictions.shape) or "(n, ...)"
         raise ValueError(f"{name}: targets: expected shape {expected}, got {tuple(targets.shape)}")

@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from functorch_gen import tree
 from functorch_gen.check import check_shape
 from functorch_gen.models.transformer import TransformerBlock
 from functorch_gen.nn import (
@@ -22,7 +23,6 @@ from functorch_gen.nn import (
     init_parts,
     initialize,
     normal,
-    ones,
     scaled_residual,
     zeros,
 )
@@ -127,7 +127,7 @@ class GPT:
         return parts
 
     def init(self, key: Key) -> Params:
-        """GPT-2's: weights N(0, 0.02^2), biases zero, norms the identity.
+        """GPT-2's: weights N(0, 0.02^2), biases zero, norms as they are drawn, the identity.
 
         What ends a residual branch is N(0, 0.02^2 / (2 num_layers)), so that the sum of all branches has the scale
         of one.
@@ -136,11 +136,11 @@ class GPT:
         laws = {
             "*weight": functools.partial(normal, std=_STD),
             "*bias": zeros,
-            "*norm*.weight": ones,
             "*.out_proj.weight": ends_branch,
             "*.mlp.down.weight" if self.gated else "*.mlp.2.weight": ends_branch,
         }
-        return initialize(init_parts(self.parts, key), laws, key)
+        norms, rest = tree.partition(init_parts(self.parts, key), lambda path: "norm" in path)
+        return tree.merge(norms, initialize(rest, laws, key))
 
     def init_cache(
         self,
@@ -149,8 +149,10 @@ class GPT:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> dict[str, KVCache]:
-        """Empty caches of the blocks, by name, for up to ``max_length`` tokens; ``context`` when None."""
+        """Empty caches of the blocks, by name, for up to ``max_length`` tokens; ``context``, the most, when None."""
         length = self.context if max_length is None else max_length
+        if length > self.context:
+            raise ValueError(f"GPT: expected max_length <= context={self.context}, got {length}")
         attention = self._block.attention
         return {f"block{i}": attention.init_cache(batch, length, dtype, device) for i in range(self.num_layers)}
 
@@ -179,6 +181,7 @@ class GPT:
         f = Bound(self.parts, params, key=key)
         positions = torch.arange(length, device=tokens.device)
         if cache is not None:
+            self._check_cache(cache)
             positions = rearrange(cache["block0"].lengths, "... -> ... 1") + positions
         x = f.tokens(tokens)
         x = f.dropout(f.positions(x, positions=positions) if self._learned else x)
@@ -191,3 +194,9 @@ class GPT:
         x = f.norm(x)
         logits = x @ rearrange(params["tokens"]["weight"], "v e -> e v") if self.tied else f.head(x)
         return logits if cache is None else (logits, caches)
+
+    def _check_cache(self, cache: dict[str, KVCache]) -> None:
+        expected = [f"block{i}" for i in range(self.num_layers)]
+        if not isinstance(cache, dict) or sorted(cache) != sorted(expected):
+            got = sorted(cache) if isinstance(cache, dict) else type(cache).__name__
+            raise ValueError(f"GPT: expected a cache of {', '.join(expected)}, got {got}")

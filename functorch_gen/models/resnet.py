@@ -21,8 +21,8 @@ class ResNet:
     """Residual classifier of :class:`BasicBlock`: (..., in_channels, h, w) -> logits (..., num_classes).
 
     The defaults are ResNet-18, parameters and state named as in ``torchvision.models.resnet18`` (``conv1``,
-    ``layer1.0.bn1``, ``fc``), so that its weights load by :func:`functorch_gen.tree.from_names`. ``blocks`` (3, 4, 6, 3)
-    are ResNet-34. Each stage but the first halves height and width.
+    ``layer1.0.bn1``, ``fc``), so that its weights load by :func:`functorch_gen.tree.from_names`. With ``blocks``
+    (3, 4, 6, 3) it is ResNet-34. Each stage but the first halves height and width.
 
     Args:
         blocks: how many of each stage.

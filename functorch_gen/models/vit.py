@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from functorch_gen import tree
 from functorch_gen.check import check_choice, check_shape
 from functorch_gen.models.transformer import TransformerBlock
 from functorch_gen.nn import (
@@ -20,7 +21,6 @@ from functorch_gen.nn import (
     Linear,
     init_parts,
     initialize,
-    ones,
     trunc_normal,
     zeros,
 )
@@ -112,11 +112,12 @@ class ViT:
 
     def init(self, key: Key) -> Params:
         """Weights N(0, 0.02^2), cut at -2 and 2, biases and the extra vector ``token`` zero, norms the identity."""
-        params = init_parts(self.parts, key)
+        laws = {"*weight": functools.partial(trunc_normal, std=0.02), "*bias": zeros}
+        norms, rest = tree.partition(init_parts(self.parts, key), lambda path: "norm" in path)
+        params = tree.merge(norms, initialize(rest, laws, key))
         if self.pool == "token":
             params["token"] = torch.zeros(self.embed_dim, device=key.device)
-        laws = {"*weight": functools.partial(trunc_normal, std=0.02), "*bias": zeros, "*norm*.weight": ones}
-        return initialize(params, laws, key)
+        return params
 
     def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         """(b, in_channels, h, w) -> (b, num_classes); ``key`` draws the dropout."""

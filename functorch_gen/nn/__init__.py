@@ -30,7 +30,15 @@ from functorch_gen.nn.cache import KVCache, extend_cache
 from functorch_gen.nn.capture import capture
 from functorch_gen.nn.cells import GRUCell, LSTMCell, RNNCell
 from functorch_gen.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
-from functorch_gen.nn.dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath
+from functorch_gen.nn.dropout import (
+    AlphaDropout,
+    Dropout,
+    Dropout1d,
+    Dropout2d,
+    Dropout3d,
+    DropPath,
+    FeatureAlphaDropout,
+)
 from functorch_gen.nn.embedding import Embedding, FourierFeatures, SinusoidalFeatures
 from functorch_gen.nn.gated import GatedMLP
 from functorch_gen.nn.gates import GLU, LogSoftmax, PReLU, RReLU, Softmax, Softmax2d, Softmin, Swish, swish
@@ -103,7 +111,7 @@ from functorch_gen.nn.recurrent import GRU, LSTM, RNN
 from functorch_gen.nn.resampling import PixelShuffle, PixelUnshuffle, Upsample
 from functorch_gen.nn.residual import Residual
 from functorch_gen.nn.sequential import MLP, Function, Sequential
-from functorch_gen.nn.shapes import Flatten, Fold, Unflatten, Unfold
+from functorch_gen.nn.shapes import ChannelShuffle, Flatten, Fold, Unflatten, Unfold
 from functorch_gen.nn.spectral_norm import SpectralNorm
 from functorch_gen.nn.summary import Summary, SummaryRow, summary
 from functorch_gen.nn.weight_norm import WeightNorm
@@ -133,6 +141,7 @@ __all__ = [
     "BatchNorm3d",
     "Bilinear",
     "Bound",
+    "ChannelShuffle",
     "CircularPad1d",
     "CircularPad2d",
     "CircularPad3d",
@@ -152,6 +161,7 @@ __all__ = [
     "Dropout2d",
     "Dropout3d",
     "Embedding",
+    "FeatureAlphaDropout",
     "Flatten",
     "Fold",
     "FourierFeatures",

@@ -1,6 +1,7 @@
 """Element-wise activations as layers, with torch.nn's names and fields.
 
-Where torch's second derivatives are missing or NaN, the formula is written out. All are finite wherever x is.
+Where torch's second derivatives are missing or NaN, the formula is written out. Two derivatives are finite wherever x
+is.
 """
 
 import math
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from functorch_gen.check import check_choice, check_floating, check_positive
+from functorch_gen.check import check_choice, check_floating, check_number, check_positive
 from functorch_gen.nn.sizes import check_nonnegative
 from functorch_gen.numerics import safe_where
 from functorch_gen.transforms import custom_jvp
@@ -47,6 +48,10 @@ class _Elementwise(ABC):
     """A function of each element, without parameters: (...) -> (...)."""
 
     draws: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            check_number(type(self).__name__, name, value)
 
     def init(self, key: Key) -> Params:
         """No parameters."""
@@ -115,6 +120,7 @@ class Hardtanh(_Elementwise):
     max_val: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.min_val < self.max_val:
             raise ValueError(f"Hardtanh: expected min_val < max_val, got {self.min_val} and {self.max_val}")
 
@@ -297,7 +303,8 @@ class Mish(_Elementwise):
     """
 
     def _of(self, x: Tensor) -> Tensor:
-        return x * torch.tanh(F.softplus(x))
+        near = x < 50  # beyond, it is x in every dtype, but the derivatives' products with x overflow
+        return safe_where(near, lambda x: x * torch.tanh(F.softplus(x)), x, otherwise=x)
 
 
 @dataclass(frozen=True)
@@ -312,6 +319,7 @@ class Softplus(_Elementwise):
     threshold: float = 20.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.beta == 0 or not math.isfinite(self.beta):
             raise ValueError(f"Softplus: expected beta to be finite and not 0, got {self.beta}")
 

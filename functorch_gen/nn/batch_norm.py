@@ -6,10 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from functorch_gen.check import check_floating, check_shape
+from functorch_gen.check import check_floating, check_number, check_shape
 from functorch_gen.leaves import at_least_float32
 from functorch_gen.nn.norm import ones_and_zeros
-from functorch_gen.nn.parts import check_state
+from functorch_gen.nn.parts import check_state, weight_and_bias
 from functorch_gen.nn.sizes import check_nonnegative, check_sizes
 from functorch_gen.transforms import axis_size, pmean
 from functorch_gen.typing import Key, Params, State
@@ -48,8 +48,8 @@ class _BatchNorm:
         name = type(self).__name__
         check_sizes(name, num_features=self.num_features)
         check_nonnegative(name, eps=self.eps)
-        if self.momentum is not None and not 0 <= self.momentum <= 1:
-            raise ValueError(f"{name}: expected momentum in [0, 1] or None, got {self.momentum}")
+        if self.momentum is not None:
+            check_number(name, "momentum", self.momentum, low=0, high=1)
         names = self.axis_name if isinstance(self.axis_name, tuple) else (self.axis_name,)
         if self.axis_name is not None and not all(isinstance(word, str) for word in names):
             raise TypeError(f"{name}: expected axis_name to be a string or a tuple of them, got {self.axis_name!r}")
@@ -82,6 +82,8 @@ class _BatchNorm:
         def spread(v: Tensor) -> Tensor:
             return v.reshape(-1, *(1,) * (x.ndim - axis - 1))
 
+        affine = self.affine
+        weight, bias = weight_and_bias(type(self).__name__, params, weight=affine, bias=affine and self.bias)
         h = at_least_float32(x)
         if (train or not self.track_running_stats) and x.numel():
             count = self._count(x)
@@ -97,8 +99,8 @@ class _BatchNorm:
             if train and self.track_running_stats:  # an empty batch counts, as in torch, but moves nothing
                 state = {**state, "num_batches_tracked": state["num_batches_tracked"] + 1}
         scale = torch.rsqrt(var + self.eps)
-        y = centred * spread(scale * params["weight"] if self.affine else scale)
-        y = y + spread(params["bias"]) if self.affine and self.bias else y
+        y = centred * spread(scale if weight is None else scale * weight)
+        y = y if bias is None else y + spread(bias)
         return y.to(x.dtype), state
 
     def _average(self, x: Tensor, axis: int) -> Tensor:

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from functorch_gen.check import check_shape
+from functorch_gen.check import check_floating, check_number, check_shape
 from functorch_gen.nn.init import init_affine
-from functorch_gen.nn.sizes import check_sizes
+from functorch_gen.nn.parts import weight_and_bias
+from functorch_gen.nn.sizes import check_nonnegative, check_sizes
 from functorch_gen.typing import Key, Params
 
 __all__ = ["Bilinear", "CosineSimilarity", "PairwiseDistance"]
@@ -47,8 +48,9 @@ class Bilinear:
         """(..., in1_features), (..., in2_features) -> (..., out_features)."""
         check_shape(x1, "... n", "Bilinear: x1", n=self.in1_features)
         check_shape(x2, "... n", "Bilinear: x2", n=self.in2_features)
-        y = torch.einsum("...i,oij,...j->...o", x1, params["weight"], x2)
-        return y + params["bias"] if self.bias else y
+        weight, bias = weight_and_bias("Bilinear", params, bias=self.bias)
+        y = torch.einsum("...i,oij,...j->...o", x1, weight, x2)
+        return y if bias is None else y + bias
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,17 @@ class CosineSimilarity:
 
     draws: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_nonnegative("CosineSimilarity", eps=self.eps)
+
     def init(self, key: Key) -> Params:
         """No parameters."""
         return {}
 
     def __call__(self, params: Params, x1: Tensor, x2: Tensor, *, key: Key | None = None) -> Tensor:
         """(..., n, ...), (..., n, ...) -> (..., ...)."""
+        check_floating(x1, "CosineSimilarity: x1")
+        check_floating(x2, "CosineSimilarity: x2")
         return F.cosine_similarity(x1, x2, self.dim, self.eps)
 
 
@@ -89,10 +96,16 @@ class PairwiseDistance:
 
     draws: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_number("PairwiseDistance", "p", self.p)
+        check_nonnegative("PairwiseDistance", eps=self.eps)
+
     def init(self, key: Key) -> Params:
         """No parameters."""
         return {}
 
     def __call__(self, params: Params, x1: Tensor, x2: Tensor, *, key: Key | None = None) -> Tensor:
         """(..., n), (..., n) -> (...)."""
+        check_floating(x1, "PairwiseDistance: x1")
+        check_floating(x2, "PairwiseDistance: x2")
         return F.pairwise_distance(x1, x2, self.p, self.eps, self.keepdim)

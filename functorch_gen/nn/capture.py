@@ -23,6 +23,8 @@ _TRANSFORMS = (
     *[str(Path(torch.__file__).parent / name) for name in _TORCHS],
 )
 """Where the code of transforms lies."""
+_NO_TRANSFORM = "transforms/autocast.py"
+"""The tensors of a function in mixed precision are those of its caller."""
 
 
 class Watcher(Protocol):
@@ -137,7 +139,7 @@ class _Activations:
         self.calls[path] = n + 1
         if not _matches(path, self.globs):
             return
-        transforms = [f"that of {Path(file).name}" for file in _files()[self._depth :] if file.startswith(_TRANSFORMS)]
+        transforms = [f"that of {Path(file).name}" for file in _files()[self._depth :] if _is_transform(file)]
         if self._surroundings != _surroundings():
             transforms.append("one under torch.compile")
         if transforms:
@@ -151,6 +153,10 @@ class _Activations:
 @torch.compiler.assume_constant_result  # torch.compile cannot look into fnmatch
 def _matches(path: str, globs: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(path, glob) for glob in globs)
+
+
+def _is_transform(file: str) -> bool:
+    return file.startswith(_TRANSFORMS) and not file.endswith(_NO_TRANSFORM)
 
 
 def _surroundings() -> tuple[bool, bool]:

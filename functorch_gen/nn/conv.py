@@ -11,7 +11,9 @@ from torch import Tensor
 from functorch_gen.check import check_choice, check_shape
 from functorch_gen.nn.init import init_affine
 from functorch_gen.nn.leading_axes import SPACE, over_leading_axes
+from functorch_gen.nn.parts import weight_and_bias
 from functorch_gen.nn.sizes import check_nonnegative, check_sizes, freeze, per_axis
+from functorch_gen.transforms.autocast import narrow_operands
 from functorch_gen.typing import Key, Params
 
 __all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
@@ -66,14 +68,15 @@ class _Conv:
     def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         """(..., in_channels, *space) -> (..., out_channels, *space')."""
         check_shape(x, f"... c {SPACE[self.dims]}", f"{type(self).__name__}: x", c=self.in_channels)
-        bias = params["bias"] if self.bias else None
+        weight, bias = weight_and_bias(type(self).__name__, params, bias=self.bias)
+        x, weight, bias = narrow_operands(x, weight, bias)
         pads = self._pads()
         by_conv = self.padding_mode == "zeros" and all(before == after for before, after in pads)
         padding = tuple(before for before, _ in pads) if by_conv else 0
 
         def conv(x: Tensor) -> Tensor:
             x = x if by_conv else self._pad(x, pads)
-            return _CONV[self.dims](x, params["weight"], bias, self.stride, padding, self.dilation, self.groups)
+            return _CONV[self.dims](x, weight, bias, self.stride, padding, self.dilation, self.groups)
 
         return over_leading_axes(conv, x, self.dims + 1)
 
@@ -208,12 +211,13 @@ class _ConvTranspose:
                 the smallest plus ``output_padding``.
         """
         check_shape(x, f"... c {SPACE[self.dims]}", f"{type(self).__name__}: x", c=self.in_channels)
-        bias = params["bias"] if self.bias else None
+        weight, bias = weight_and_bias(type(self).__name__, params, bias=self.bias)
+        x, weight, bias = narrow_operands(x, weight, bias)
         extra = self.output_padding if output_size is None else self._output_padding(x, output_size)
         sizes = (self.stride, self.padding, extra, self.groups, self.dilation)
 
         def conv(x: Tensor) -> Tensor:
-            return _CONV_TRANSPOSE[self.dims](x, params["weight"], bias, *sizes)
+            return _CONV_TRANSPOSE[self.dims](x, weight, bias, *sizes)
 
         return over_leading_axes(conv, x, self.dims + 1)
 

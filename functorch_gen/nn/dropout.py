@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from functorch_gen import random
-from functorch_gen.check import check_shape
+from functorch_gen.check import check_number, check_shape
 from functorch_gen.nn.leading_axes import SPACE
 from functorch_gen.typing import Key, Params
 
-__all__ = ["AlphaDropout", "DropPath", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d"]
+__all__ = ["AlphaDropout", "DropPath", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "FeatureAlphaDropout"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class Dropout:
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.p <= 1:
-            raise ValueError(f"{type(self).__name__}: expected 0 <= p <= 1, got {self.p}")
+        check_number(type(self).__name__, "p", self.p, low=0, high=1)
 
     @property
     def draws(self) -> bool:
@@ -139,6 +138,21 @@ class AlphaDropout(Dropout):
     def _drop(self, x: Tensor, kept: Tensor) -> Tensor:
         a = 1 / math.sqrt((1 - self.p) * (1 + self.p * _SATURATED**2))
         return torch.where(kept, a * x, a * _SATURATED) - a * self.p * _SATURATED
+
+
+@dataclass(frozen=True)
+class FeatureAlphaDropout(AlphaDropout):
+    """:class:`AlphaDropout` of whole channels: (b, c, ...) -> the same. ``torch.nn.FeatureAlphaDropout``.
+
+    >>> y = FeatureAlphaDropout(0.5)({}, torch.zeros(2, 8, 3), key=random.key(0))
+    >>> bool((y == y[..., :1]).all()), len(y.unique())
+    (True, 2)
+    """
+
+    def _mask_shape(self, x: Tensor) -> tuple[int, ...]:
+        axes = " ".join(f"n{i}" for i in range(2, getattr(x, "ndim", 2)))
+        check_shape(x, f"b c {axes}", "FeatureAlphaDropout: x")
+        return (*x.shape[:2], *(1,) * (x.ndim - 2))
 
 
 _SATURATED = -1.7580993408473766  # SELU at minus infinity

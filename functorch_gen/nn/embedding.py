@@ -11,7 +11,7 @@ from torch import Tensor
 
 from functorch_gen import random
 from functorch_gen.check import check_floating, check_positive, check_shape
-from functorch_gen.nn.parts import name_key
+from functorch_gen.nn.parts import entry, name_key
 from functorch_gen.nn.sizes import check_sizes
 from functorch_gen.typing import Key, Params
 
@@ -57,7 +57,7 @@ class Embedding:
         if not isinstance(x, Tensor) or x.dtype not in (torch.int64, torch.int32):
             got = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"Embedding: x: expected an int64 or int32 tensor, got {got}")
-        y = F.embedding(x, params["weight"])
+        y = F.embedding(x, entry("Embedding", params, "weight"))
         if self.padding_idx is None:
             return y
         padding = rearrange(x == self.padding_idx % self.num_embeddings, "... -> ... 1")

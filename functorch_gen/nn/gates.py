@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from functorch_gen import random
-from functorch_gen.check import check_floating
+from functorch_gen.check import check_floating, check_number, check_shape
+from functorch_gen.nn.parts import entry
 from functorch_gen.nn.sizes import check_sizes
 from functorch_gen.transforms import custom_jvp
 from functorch_gen.typing import Key, Number, Params
@@ -23,6 +24,10 @@ class _AlongAxis:
     dim: int
 
     draws: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.dim, bool) or not isinstance(self.dim, int):
+            raise TypeError(f"{type(self).__name__}: expected dim to be an int, got {self.dim!r}")
 
     def init(self, key: Key) -> Params:
         """No parameters."""
@@ -39,6 +44,7 @@ class Softmax(_AlongAxis):
 
     def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         """(...) -> (...)."""
+        check_floating(x, "Softmax: x")
         return F.softmax(x, self.dim)
 
 
@@ -52,6 +58,7 @@ class Softmin(_AlongAxis):
 
     def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         """(...) -> (...)."""
+        check_floating(x, "Softmin: x")
         return F.softmax(-x, self.dim)
 
 
@@ -65,6 +72,7 @@ class LogSoftmax(_AlongAxis):
 
     def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         """(...) -> (...)."""
+        check_floating(x, "LogSoftmax: x")
         return F.log_softmax(x, self.dim)
 
 
@@ -84,6 +92,8 @@ class Softmax2d:
 
     def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         """(..., c, h, w) -> (..., c, h, w)."""
+        check_shape(x, "... c h w", "Softmax2d: x")
+        check_floating(x, "Softmax2d: x")
         return F.softmax(x, -3)
 
 
@@ -101,6 +111,7 @@ class GLU(_AlongAxis):
 
     def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         """(..., 2 n, ...) -> (..., n, ...)."""
+        check_floating(x, "GLU: x")
         if x.shape[self.dim] % 2:
             raise ValueError(f"GLU: x: expected an even size of axis {self.dim}, got {tuple(x.shape)}")
         a, b = x.chunk(2, self.dim)  # F.glu has no derivative of its forward rule
@@ -126,6 +137,7 @@ class PReLU:
 
     def __post_init__(self) -> None:
         check_sizes("PReLU", num_parameters=self.num_parameters)
+        check_number("PReLU", "initial", self.initial)
 
     def init(self, key: Key) -> Params:
         """``weight`` (num_parameters,), all ``initial``."""
@@ -133,10 +145,12 @@ class PReLU:
 
     def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         """(b, c, ...) -> (b, c, ...); with one parameter any shape."""
+        check_floating(x, "PReLU: x")
         n = self.num_parameters
         if n > 1 and (x.ndim < 2 or x.shape[1] != n):
             raise ValueError(f"PReLU: x: expected shape (b, c={n}, ...), got {tuple(x.shape)}")
-        weight = params["weight"].reshape(n, *(1,) * (x.ndim - 2)) if n > 1 else params["weight"].squeeze(0)
+        weight = entry("PReLU", params, "weight")
+        weight = weight.reshape(n, *(1,) * (x.ndim - 2)) if n > 1 else weight.squeeze(0)
         return torch.where(x > 0, x, weight * x)  # vmap does not know the derivatives of F.prelu in both modes
 
 
@@ -155,6 +169,8 @@ class RReLU:
     upper: float = 1 / 3
 
     def __post_init__(self) -> None:
+        check_number("RReLU", "lower", self.lower)
+        check_number("RReLU", "upper", self.upper)
         if not self.lower <= self.upper:
             raise ValueError(f"RReLU: expected lower <= upper, got {self.lower} and {self.upper}")
 
@@ -169,6 +185,7 @@ class RReLU:
 
     def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         """(...) -> (...)."""
+        check_floating(x, "RReLU: x")
         if key is None or not self.draws:
             return F.leaky_relu(x, (self.lower + self.upper) / 2)
         slope = random.uniform(key, tuple(x.shape), minval=self.lower, maxval=self.upper)
@@ -227,10 +244,13 @@ class Swish:
 
     draws: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_number("Swish", "beta", self.beta)
+
     def init(self, key: Key) -> Params:
         """``beta`` () when ``trainable``, else nothing."""
         return {"beta": torch.full((), float(self.beta), device=key.device)} if self.trainable else {}
 
     def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         """(...) -> (...)."""
-        return swish(x, params["beta"] if self.trainable else self.beta)
+        return swish(x, entry("Swish", params, "beta") if self.trainable else self.beta)

@@ -54,7 +54,7 @@ def initialize(params: Params, initializers: Mapping[str, Initializer], key: Key
     Args:
         initializers: by glob on the path (``"*.weight"``); of several that match a path, the last holds.
     Raises:
-        ValueError: if a glob matches no path.
+        ValueError: if a glob matches no path; if a law has no meaning for a leaf's shape (names its path).
 
     >>> from functorch_gen import nn
     >>> params = nn.MLP(3, (4,), 2).init(random.key(0))
@@ -67,7 +67,12 @@ def initialize(params: Params, initializers: Mapping[str, Initializer], key: Key
         chosen.update(dict.fromkeys(tree.paths(tree.partition(params, glob)[0]), initializer))
 
     def draw(path: str, x: Tensor) -> Tensor:
-        return chosen[path](name_key(key, path), tuple(x.shape), x.dtype) if path in chosen else x
+        if path not in chosen:
+            return x
+        try:
+            return chosen[path](name_key(key, path), tuple(x.shape), x.dtype)
+        except ValueError as error:
+            raise ValueError(f"initialize: {path!r}: {error}") from error
 
     return tree.map_with_path(draw, params)
 

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from functorch_gen.check import check_floating, check_shape
+from functorch_gen.check import check_floating, check_number, check_shape
 from functorch_gen.leaves import at_least_float32
 from functorch_gen.nn.batch_norm import STATISTICS, initial_statistics
 from functorch_gen.nn.leading_axes import SPACE, over_leading_axes
 from functorch_gen.nn.norm import ones_and_zeros
-from functorch_gen.nn.parts import check_state
+from functorch_gen.nn.parts import check_state, weight_and_bias
 from functorch_gen.nn.sizes import check_nonnegative, check_sizes
 from functorch_gen.typing import Key, Params, State
 
@@ -46,8 +46,8 @@ class _InstanceNorm:
     def __post_init__(self) -> None:
         check_sizes(self.name, num_features=self.num_features)
         check_nonnegative(self.name, eps=self.eps)
-        if self.momentum is not None and not 0 <= self.momentum <= 1:
-            raise ValueError(f"{self.name}: expected momentum in [0, 1] or None, got {self.momentum}")
+        if self.momentum is not None:
+            check_number(self.name, "momentum", self.momentum, low=0, high=1)
 
     def init(self, key: Key) -> Params:
         """``weight`` ones and ``bias`` zeros, (c,); nothing when not ``affine``."""
@@ -66,7 +66,7 @@ class _InstanceNorm:
         return over_leading_axes(normalize, x, self.dims + 1)
 
     def _affine(self, params: Params) -> tuple[Tensor | None, Tensor | None]:
-        return params["weight"] if self.affine else None, params["bias"] if self.affine and self.bias else None
+        return weight_and_bias(self.name, params, weight=self.affine, bias=self.affine and self.bias)
 
     def _check(self, x: Tensor) -> None:
         check_shape(x, f"... c {SPACE[self.dims]}", f"{self.name}: x", c=self.num_features)
@@ -75,6 +75,11 @@ class _InstanceNorm:
 
 class _Tracking(_InstanceNorm):
     """An instance normalisation with running statistics."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.track_running_stats:  # of ``replace``, which keeps the class
+            raise ValueError(f"{self.name}: expected track_running_stats=True of a layer with state, got False")
 
     def init_state(self) -> State:
         """Running mean 0 and variance 1, (c,), and, as in torch, a count that stays 0."""

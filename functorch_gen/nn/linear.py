@@ -8,6 +8,7 @@ from torch import Tensor
 
 from functorch_gen.check import check_shape
 from functorch_gen.nn.init import init_affine
+from functorch_gen.nn.parts import weight_and_bias
 from functorch_gen.nn.sizes import check_nonnegative, check_sizes
 from functorch_gen.typing import Key, Params
 
@@ -70,4 +71,4 @@ class Linear:
     def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         check_shape(x, "... in_features", "Linear: x", in_features=self.in_features)
-        return F.linear(x, params["weight"], params["bias"] if self.bias else None)
+        return F.linear(x, *weight_and_bias("Linear", params, bias=self.bias))

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from functorch_gen.check import check_number
+from functorch_gen.nn.capture import call_part
 from functorch_gen.nn.init import fan_in_uniform
-from functorch_gen.nn.parts import draws, name_key
-from functorch_gen.nn.reparametrization import check_stateless, entry
+from functorch_gen.nn.parts import check_stateless, draws, entry, name_key
 from functorch_gen.nn.sizes import check_sizes
 from functorch_gen.typing import Key, Layer, Params
 
@@ -88,7 +88,8 @@ class LoRA:
             inputs: what the layer takes beside x.
             options: the layer's own.
         """
-        return self.layer(self.merge(params), x, *inputs, key=key, **options)
+        merged = self.merge(params)
+        return call_part("base", self.layer, lambda: self.layer(merged, x, *inputs, key=key, **options))
 
     def merge(self, params: Params) -> Params:
         """The parameters of the plain layer, the update added to its weight."""

@@ -3,19 +3,19 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from functorch_gen.check import check_positive, check_shape
+from functorch_gen.check import check_floating, check_positive, check_shape
 from functorch_gen.nn.attention import attention
 from functorch_gen.nn.cache import KVCache, extend_cache
 from functorch_gen.nn.init import fan_in_uniform, xavier_uniform
 from functorch_gen.nn.norm import RMSNorm
-from functorch_gen.nn.parts import name_key
+from functorch_gen.nn.parts import entry, name_key, weight_and_bias
 from functorch_gen.nn.positions import alibi_bias, apply_rotary
 from functorch_gen.nn.sizes import check_nonnegative, check_sizes
 from functorch_gen.typing import Key, Params
@@ -283,33 +283,38 @@ class MultiHeadAttention:
             rearrange(y, "... n (h d) -> ... h n d", h=heads) for y, heads in zip(projected, self._heads, strict=True)
         ]
         if self.qk_norm:
-            q, k = self._norm(params["q_norm"], q), self._norm(params["k_norm"], k)
+            q, k = (self._norm(self._entry(params, f"{name}_norm"), z) for name, z in zip("qk", (q, k), strict=True))
         return q, k, v
 
     def _join_heads(self, params: Params, y: Tensor) -> Tensor:
         """The output projection: (..., h, l, d) -> (..., l, embed_dim)."""
-        out = params["out_proj"]
-        return F.linear(rearrange(y, "... h n d -> ... n (h d)"), out["weight"], out["bias"] if self.bias else None)
+        out = weight_and_bias("MultiHeadAttention: out_proj", self._entry(params, "out_proj"), bias=self.bias)
+        return F.linear(rearrange(y, "... h n d -> ... n (h d)"), *out)
 
     def _project_packed(self, params: Params, x: Tensor) -> Sequence[Tensor]:
         """Queries, keys and values of one tensor: one product."""
-        bias = params["in_proj_bias"] if self.bias else None
-        return F.linear(x, params["in_proj_weight"], bias).split(self._widths, -1)
+        bias = self._entry(params, "in_proj_bias") if self.bias else None
+        return F.linear(x, self._entry(params, "in_proj_weight"), bias).split(self._widths, -1)
 
     def _project(self, params: Params, *tensors: Tensor) -> Sequence[Tensor]:
         """Queries, keys and values, each of its own tensor."""
         if self._packed:
-            weights = params["in_proj_weight"].split(self._widths)
+            weights = self._entry(params, "in_proj_weight").split(self._widths)
         else:
-            weights = [params[f"{name}_proj_weight"] for name in "qkv"]
-        biases = params["in_proj_bias"].split(self._widths) if self.bias else (None, None, None)
+            weights = [self._entry(params, f"{name}_proj_weight") for name in "qkv"]
+        biases = self._entry(params, "in_proj_bias").split(self._widths) if self.bias else (None, None, None)
         return [F.linear(x, weight, bias) for x, weight, bias in zip(tensors, weights, biases, strict=True)]
+
+    def _entry(self, params: Params, path: str) -> Any:
+        return entry("MultiHeadAttention", params, path)
 
 
 def _both(mask: Tensor | None, other: Tensor) -> Tensor:
     """Two masks as one: bools are True where a query may attend, numbers are added."""
     if mask is None:
         return other
+    if mask.dtype != torch.bool:
+        check_floating(mask, "MultiHeadAttention: mask")
     if mask.dtype == other.dtype == torch.bool:
         return mask & other
     if mask.dtype == torch.bool:

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from functorch_gen.check import check_shape
+from functorch_gen.check import check_floating, check_shape
 from functorch_gen.leaves import at_least_float32
 from functorch_gen.nn.leading_axes import over_leading_axes
+from functorch_gen.nn.parts import weight_and_bias
 from functorch_gen.nn.sizes import check_nonnegative, check_sizes, freeze, per_axis
 from functorch_gen.transforms.context import is_transformed
 from functorch_gen.typing import Key, Params
@@ -60,7 +61,8 @@ class GroupNorm:
         """(b, c, ...) -> (b, c, ...)."""
         axes = " ".join(f"n{i}" for i in range(2, getattr(x, "ndim", 2)))
         check_shape(x, f"b c {axes}", "GroupNorm: x", c=self.num_channels)
-        weight, bias = (params["weight"], params["bias"]) if self.affine else (None, None)
+        check_floating(x, "GroupNorm: x")
+        weight, bias = weight_and_bias("GroupNorm", params, weight=self.affine, bias=self.affine)
         y = F.group_norm(_as_weight(x, weight), self.num_groups, weight, bias, self.eps)
         return y.to(x.dtype)
 
@@ -100,8 +102,8 @@ class LayerNorm:
         """(..., *normalized_shape) -> (..., *normalized_shape)."""
         shape = per_axis(self.normalized_shape, 1)
         _check_last_axes(x, shape, "LayerNorm: x")
-        weight = params["weight"] if self.elementwise_affine else None
-        bias = params["bias"] if self.elementwise_affine and self.bias else None
+        affine = self.elementwise_affine
+        weight, bias = weight_and_bias("LayerNorm", params, weight=affine, bias=affine and self.bias)
         return _layer_norm(x, shape, weight, bias, self.eps)
 
 
@@ -157,7 +159,7 @@ class RMSNorm:
         """(..., *normalized_shape) -> (..., *normalized_shape)."""
         shape = per_axis(self.normalized_shape, 1)
         _check_last_axes(x, shape, "RMSNorm: x")
-        weight = params["weight"] if self.elementwise_affine else None
+        weight, _ = weight_and_bias("RMSNorm", params, weight=self.elementwise_affine, bias=False)
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
         return F.rms_norm(_as_weight(x, weight), shape, weight, eps).to(x.dtype)
 
@@ -191,6 +193,7 @@ class LocalResponseNorm:
         """(b, c, ...) -> (b, c, ...)."""
         axes = " ".join(f"n{i}" for i in range(2, getattr(x, "ndim", 2)))
         check_shape(x, f"b c {axes}", "LocalResponseNorm: x")
+        check_floating(x, "LocalResponseNorm: x")
         h = at_least_float32(x)
         squares = F.pad(h.square().movedim(1, -1), (self.size // 2, (self.size - 1) // 2))
         mean = over_leading_axes(lambda h: F.avg_pool1d(h, self.size, 1), squares, 2).movedim(-1, 1)
@@ -199,3 +202,4 @@ class LocalResponseNorm:
 
 def _check_last_axes(x: Tensor, shape: tuple[int, ...], name: str) -> None:
     check_shape(x, " ".join(["...", *map(str, shape)]), name)
+    check_floating(x, name)

@@ -15,11 +15,14 @@ __all__ = [
     "Bound",
     "MissingEntry",
     "check_state",
+    "check_stateless",
     "draws",
+    "entry",
     "init_parts",
     "init_state_parts",
     "is_stateful",
     "name_key",
+    "weight_and_bias",
 ]
 
 
@@ -74,6 +77,18 @@ def is_stateful(layer: Any) -> TypeGuard[StatefulLayer]:
     return hasattr(layer, "init_state")
 
 
+def check_stateless(name: str, layer: Any) -> None:
+    """Raises ``TypeError`` unless ``layer`` is a layer without state.
+
+    >>> check_stateless("LoRA", 3)
+    Traceback (most recent call last):
+        ...
+    TypeError: LoRA: expected a layer without state, got 3
+    """
+    if not isinstance(layer, Layer) or is_stateful(layer):
+        raise TypeError(f"{name}: expected a layer without state, got {layer!r}")
+
+
 class MissingEntry(KeyError):
     """Parameters or state lack an entry. Each composite layer on the way out puts its part's name before the path."""
 
@@ -88,6 +103,31 @@ class MissingEntry(KeyError):
         """The same, seen from the layer that has the part."""
         name, wanted, path, found = self.args
         return MissingEntry(name, wanted, f"{part}.{path}", found)
+
+
+def entry(name: str, params: Params, path: str) -> Any:
+    """The parameter ``path`` of the layer ``name``.
+
+    Raises:
+        KeyError: if there is none; names it and those that there are.
+
+    >>> entry("Linear", {"weight": torch.ones(2, 2)}, "bias")
+    Traceback (most recent call last):
+        ...
+    functorch_gen.nn.parts.MissingEntry: Linear: expected a parameter 'bias', got only ['weight']
+    """
+    if path not in params:
+        raise MissingEntry(name, "a parameter", path, str(sorted(params)))
+    return params[path]
+
+
+def weight_and_bias(name: str, params: Params, *, weight: bool = True, bias: bool = True) -> tuple[Any, Any]:
+    """``weight`` and ``bias`` of the layer ``name``, None for what it does not have.
+
+    >>> weight_and_bias("Linear", {"weight": torch.ones(2)}, bias=False)
+    (tensor([1., 1.]), None)
+    """
+    return entry(name, params, "weight") if weight else None, entry(name, params, "bias") if bias else None
 
 
 def check_state(state: State, patterns: Mapping[str, str], name: str, **sizes: int) -> None:
@@ -105,10 +145,10 @@ def check_state(state: State, patterns: Mapping[str, str], name: str, **sizes: i
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"{name}: expected state to be a dict with {', '.join(patterns)}, got {type(state).__name__}")
-    for entry, pattern in patterns.items():
-        if entry not in state:
-            raise MissingEntry(name, "state", entry, str(sorted(state)))
-        check_shape(state[entry], pattern, f"{name}: state {entry!r}", **sizes)
+    for path, pattern in patterns.items():
+        if path not in state:
+            raise MissingEntry(name, "state", path, str(sorted(state)))
+        check_shape(state[path], pattern, f"{name}: state {path!r}", **sizes)
 
 
 def draws(layer: Any) -> bool:
@@ -200,10 +240,11 @@ class Bound:
     def _apply(self, name: str, layer: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         try:
             return layer(self._params.get(name, {}), *inputs, **options)  # a part without parameters has no entry
-        except MissingEntry as error:
-            raise error.within(name) from error
         except KeyError as error:
-            if name in self._params:
+            absent = name not in self._params
+            if isinstance(error, MissingEntry) and not (absent and error.args[1] == "a parameter"):
+                raise error.within(name) from error
+            if not absent:
                 raise
             raise MissingEntry("Bound", "parameters for part", name, f"those of {sorted(self._params)}") from error
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from functorch_gen import random
 from functorch_gen.check import check_floating, check_positive, check_shape
-from functorch_gen.nn.parts import name_key
+from functorch_gen.nn.parts import entry, name_key
 from functorch_gen.nn.sizes import check_sizes
 from functorch_gen.typing import Key, Params
 
@@ -51,13 +51,14 @@ class LearnedPositions:
             positions: (..., l) integers, those from ``max_length`` on are taken for the last; 0 .. l - 1 when None.
         """
         length = check_shape(x, "... l features", "LearnedPositions: x", features=self.features)["l"]
+        weight = entry("LearnedPositions", params, "weight")
         if positions is not None:
-            return x + params["weight"][positions.clamp(max=self.max_length - 1)]
+            return x + weight[positions.clamp(max=self.max_length - 1)]
         if length > self.max_length:
             raise ValueError(
                 f"LearnedPositions: x: expected at most max_length={self.max_length} positions, got {length}"
             )
-        return x + params["weight"][:length]
+        return x + weight[:length]
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def apply_rotary(x: Tensor, positions: Tensor, base: float = 10000.0) -> Tensor:
     Args:
         positions: numbers that broadcast to x's axes but the last.
     Raises:
-        ValueError: if d is odd.
+        ValueError: if d is odd, or the base is not positive.
     Source: Su et al. 2021, eq. 15 and 34, arXiv:2104.09864.
 
     >>> apply_rotary(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
@@ -113,6 +114,7 @@ def apply_rotary(x: Tensor, positions: Tensor, base: float = 10000.0) -> Tensor:
             [0.5403, 0.8415]])
     """
     check_floating(x, "apply_rotary: x")
+    check_positive("apply_rotary", base=base)
     d = check_shape(x, "... l d", "apply_rotary: x")["d"]
     _check_even("apply_rotary", "d", d)
     angle = _angles(positions, d, base, x.dtype)

@@ -60,8 +60,12 @@ class Upsample:
         if self.size is not None:
             check_sizes("Upsample", dims=_DIMS[self.mode], size=self.size)
             return
-        for factor in self.scale_factor if isinstance(self.scale_factor, tuple) else (self.scale_factor,):
+        factors = self.scale_factor if isinstance(self.scale_factor, tuple) else (self.scale_factor,)
+        for factor in factors:
             check_positive("Upsample", scale_factor=factor)
+        dims = _DIMS[self.mode]
+        if isinstance(self.scale_factor, tuple) and (not factors or (dims and len(factors) != dims)):
+            raise ValueError(f"Upsample: expected scale_factor with {dims or 'at least 1'} numbers, got {factors}")
 
     def init(self, key: Key) -> Params:
         """No parameters."""

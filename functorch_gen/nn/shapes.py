@@ -1,4 +1,4 @@
-"""Layers that only rearrange: flat axes, windows of an image."""
+"""Layers that only rearrange: flat axes, windows of an image, channels in turn."""
 
 import math
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from functorch_gen.check import check_shape
@@ -13,7 +14,7 @@ from functorch_gen.nn.leading_axes import over_leading_axes
 from functorch_gen.nn.sizes import check_sizes, freeze, per_axis
 from functorch_gen.typing import Key, Params
 
-__all__ = ["Flatten", "Fold", "Unflatten", "Unfold"]
+__all__ = ["ChannelShuffle", "Flatten", "Fold", "Unflatten", "Unfold"]
 
 
 class _Rearranging:
@@ -127,3 +128,29 @@ class Fold(_Rearranging):
         given = (self.output_size, self.kernel_size, self.dilation, self.padding, self.stride)
         sizes = [per_axis(s, 2) for s in given]
         return over_leading_axes(lambda x: F.fold(x, *sizes), x, 2)
+
+
+@dataclass(frozen=True)
+class ChannelShuffle(_Rearranging):
+    """Takes the channels of ``groups`` groups in turn, the first of each, the second ...: (b, c, ...) -> the same.
+
+    Between grouped convolutions it mixes the groups. Equals ``torch.nn.ChannelShuffle``. Source: Zhang et al. 2017,
+    section 3.1, arXiv:1707.01083.
+
+    >>> import torch
+    >>> ChannelShuffle(2)({}, torch.arange(6.0).reshape(1, 6))
+    tensor([[0., 3., 1., 4., 2., 5.]])
+    """
+
+    groups: int
+
+    def __post_init__(self) -> None:
+        check_sizes("ChannelShuffle", groups=self.groups)
+
+    def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Tensor:
+        """(b, c, ...) -> (b, c, ...)."""
+        axes = " ".join(f"n{i}" for i in range(2, getattr(x, "ndim", 2)))
+        channels = check_shape(x, f"b c {axes}", "ChannelShuffle: x")["c"]
+        if channels % self.groups:
+            raise ValueError(f"ChannelShuffle: x: expected channels divisible by {self.groups}, got {channels}")
+        return rearrange(x, "b (g c) ... -> b (c g) ...", g=self.groups)

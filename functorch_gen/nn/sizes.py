@@ -62,5 +62,7 @@ def check_nonnegative(name: str, **values: float) -> None:
     ValueError: Linear: expected gain >= 0, got -1.0
     """
     for argument, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{name}: expected {argument} to be a number >= 0, got {type(value).__name__}")
         if not value >= 0:
             raise ValueError(f"{name}: expected {argument} >= 0, got {value}")

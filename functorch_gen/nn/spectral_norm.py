@@ -10,8 +10,7 @@ from torch import Tensor
 
 from functorch_gen import random
 from functorch_gen.nn.conv import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
-from functorch_gen.nn.parts import check_state, draws, name_key
-from functorch_gen.nn.reparametrization import check_stateless, entry
+from functorch_gen.nn.parts import check_state, check_stateless, draws, entry, name_key
 from functorch_gen.nn.sizes import check_nonnegative, check_sizes
 from functorch_gen.transforms import eval_shape, stop_gradient
 from functorch_gen.typing import Key, Layer, Params, State

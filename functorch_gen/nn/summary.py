@@ -132,7 +132,7 @@ class _Rows:
 
 
 def _kind(layer: Any) -> str:
-    return type(layer).__name__.lstrip("_")
+    return next(kind.__name__ for kind in type(layer).__mro__ if not kind.__name__.startswith("_"))
 
 
 def _shape_of(x: Any) -> Any:

@@ -6,8 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from functorch_gen import numerics
-from functorch_gen.nn.parts import draws
-from functorch_gen.nn.reparametrization import check_stateless, entry
+from functorch_gen.nn.parts import check_stateless, draws, entry
 from functorch_gen.typing import Key, Layer, Params
 
 __all__ = ["WeightNorm"]

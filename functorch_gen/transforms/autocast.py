@@ -12,7 +12,7 @@ from functorch_gen import tree
 from functorch_gen.check import check_choice
 from functorch_gen.transforms.context import AutocastState, autocast_state
 
-__all__ = ["autocast", "carry_autocast"]
+__all__ = ["autocast", "carry_autocast", "narrow_operands"]
 
 
 def autocast(
@@ -56,6 +56,22 @@ def _device_type(*arguments: Any) -> str:
         if isinstance(x, Tensor):
             return x.device.type
     raise ValueError("autocast: expected a tensor among the arguments, got none")
+
+
+def narrow_operands(*operands: Tensor | None) -> list[Any]:
+    """The operands of a convolution in the narrow type, where autocast is on; those in float64 stay, as torch's do.
+
+    torch's own cast does not reach a convolution under ``vmap``: it would run in float32, or be refused for operands
+    of two types.
+
+    >>> run = autocast(lambda x: narrow_operands(x, x.double(), None))
+    >>> [x if x is None else x.dtype for x in run(torch.ones(2))]
+    [torch.bfloat16, torch.float64, None]
+    """
+    dtype = dict(autocast_state()).get(next(x.device.type for x in operands if x is not None))
+    if dtype is None:
+        return list(operands)
+    return [x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in operands]
 
 
 def carry_autocast(

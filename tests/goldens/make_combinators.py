@@ -19,6 +19,10 @@ def warmup(count):
     return optax.linear_schedule(0.0, 0.1, 10)(jnp.asarray(count).astype(float))
 
 
+def fall(count):
+    return optax.linear_schedule(0.1, 0.01, 30)(jnp.asarray(count).astype(float))
+
+
 WRAPPERS = {
     "ema": optax.chain(optax.ema(0.8), optax.scale(-0.05)),
     "ema_biased": optax.chain(optax.ema(0.8, debias=False), optax.scale(-0.05)),
@@ -27,6 +31,7 @@ WRAPPERS = {
     "lookahead": optax.lookahead(optax.sgd(0.05, momentum=0.9), sync_period=5, slow_step_size=0.4),
     "schedule_free_sgd": contrib.schedule_free(optax.sgd(0.1), 0.1, b1=0.9),
     "schedule_free_adam": contrib.schedule_free(optax.adam(warmup, b1=0.0), warmup, b1=0.95),
+    "schedule_free_fall": contrib.schedule_free(optax.sgd(fall), fall, b1=0.5),
     "inject_hyperparams": optax.inject_hyperparams(optax.adamw)(warmup, b1=0.8, weight_decay=0.1),
     "partition": optax.partition({"a": optax.adam(0.05), "b": optax.sgd(0.02, 0.9)}, {"bias": "a", "weight": "b"}),
     "masked": optax.chain(optax.masked(optax.trace(0.7), {"bias": False, "weight": True}), optax.scale(-0.03)),

@@ -47,7 +47,7 @@ def with_indices(x: Tensor) -> Any:
     return y, indices
 
 
-DROPS = [nn.Dropout2d(0.4), nn.AlphaDropout(0.4), nn.DropPath(0.4), nn.RReLU()]
+DROPS = [nn.Dropout2d(0.4), nn.AlphaDropout(0.4), nn.FeatureAlphaDropout(0.4), nn.DropPath(0.4), nn.RReLU()]
 
 CASES = [
     *[from_layer(case) for case in [*nn_cases.MORE_TORCH_CASES, *nn_cases.MORE_OWN_CASES]],

@@ -62,7 +62,7 @@ def switched(number: Tensor, a: Tree, b: Tree) -> Tree:
 
 
 CASES = [
-    scheduled("polynomial_schedule", lambda a, b, power: optim.polynomial_schedule(a, b, power, 7), 3),
+    scheduled("polynomial_schedule", lambda a, b, power: optim.polynomial_schedule(a, b, power, 5), 3),
     scheduled(
         "exponential_decay", lambda a, n, rate, end: optim.exponential_decay(a, n + 4, rate, 1, end_value=end), 4
     ),
