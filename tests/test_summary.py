@@ -139,3 +139,12 @@ def test_summary_leaves_nothing_behind_after_an_error() -> None:
     net, x = nn.Sequential(torch.relu), torch.ones(2)
     assert nn.capture(net, "*")({}, x)[1].keys() == {"0"}
     assert type(net({}, x)) is Tensor
+
+
+def test_summary_without_inputs_lists_the_parameters():
+    net = models.ResNet(1, 10, (1,), (4,), "cifar")
+    table = nn.summary(net)
+    expected = {name: tuple(x.shape) for name, x in tree.names(net.init(random.key(0))).items()}
+    assert {row.name: row.output.shape for row in table.rows} == expected
+    assert table.total.params == sum(torch.Size(shape).numel() for shape in expected.values())
+    assert "layer1.0.conv1.weight" in str(table)

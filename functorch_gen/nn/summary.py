@@ -33,11 +33,11 @@ _COUNTS: dict[Any, Any] = {
 
 
 class SummaryRow(NamedTuple):
-    """One sublayer, what is inside it included."""
+    """One sublayer, what is inside it included; or one parameter."""
 
     name: str
     layer: str
-    output: Tree  # of the last call, a ShapeDtypeStruct for each tensor
+    output: Tree  # of the last call, a ShapeDtypeStruct for each tensor; a parameter's own
     params: int
     flops: int  # of all calls
 
@@ -74,7 +74,8 @@ def summary(model: Any, *inputs: Tree, key: Key | None = None, train: bool = Fal
     attention (a causal one as if it were not), and nothing else.
 
     Args:
-        inputs: tensors or :class:`ShapeDtypeStruct`, and what else the model takes.
+        inputs: tensors or :class:`ShapeDtypeStruct`, and what else the model takes. Without any the rows are the
+            parameters and their shapes, and no operation is counted.
         key: switches dropout on; None: off.
         train: for a stateful model.
         options: further keywords of the model.
@@ -89,7 +90,14 @@ def summary(model: Any, *inputs: Tree, key: Key | None = None, train: bool = Fal
     total    MLP      (5, 2)      26    200
     >>> table.rows[0].flops
     120
+    >>> print(summary(nn.Linear(3, 4)))
+    name    layer      output  params  flops
+    bias    parameter  (4,)         4      0
+    weight  parameter  (4, 3)      12      0
+    total   Linear     None        16      0
     """
+    if not inputs and not options:
+        return _parameters(model)
     counter = FlopCounterMode(display=False, custom_mapping=_COUNTS)
     rows = _Rows(counter)
     found: dict[str, Any] = {}
@@ -109,6 +117,13 @@ def summary(model: Any, *inputs: Tree, key: Key | None = None, train: bool = Fal
     params = found["params"]
     total = SummaryRow("total", _kind(model), shapes, tree.size(params), counter.get_total_flops())
     return Summary(tuple(row._replace(params=_size_below(params, row.name)) for row in rows.rows.values()), total)
+
+
+def _parameters(model: Any) -> Summary:
+    shapes = tree.names(eval_shape(model.init, random.key(0)))
+    sizes = {name: torch.Size(x.shape).numel() for name, x in shapes.items()}
+    rows = [SummaryRow(name, "parameter", x, sizes[name], 0) for name, x in shapes.items()]
+    return Summary(tuple(rows), SummaryRow("total", _kind(model), None, sum(sizes.values()), 0))
 
 
 @dataclass
