@@ -34,6 +34,9 @@ _FUSIBLE = {
 }
 """Packets that Inductor fuses on a CPU, beside those tagged pointwise; all others run as they are."""
 
+_NARROW = (torch.bfloat16, torch.float16)
+_COMPARES_UNROUNDED = torch.__version__ < "2.13"  # fused, in 16 bits; later versions are told not to, in kernels.py
+
 _MANY = 8
 """More tensors than this are joined by torch itself, not by as many generated loops."""
 
@@ -113,6 +116,8 @@ def is_fusible(node: fx.Node) -> bool:
     known = torch.Tag.pointwise in node.target.tags or node.target.overloadpacket in _FUSIBLE
     if node.target is _aten.cat.default and len(node.all_input_nodes) > _MANY:
         return False
+    if _COMPARES_UNROUNDED and node.target.overloadpacket in (_aten.eq, _aten.ne):
+        known = not any(isinstance(value(n), Tensor) and value(n).dtype in _NARROW for n in node.all_input_nodes)
     return known and not node.target._schema.is_mutable and all(_is_plain(n) for n in (node, *node.all_input_nodes))
 
 
