@@ -27,6 +27,18 @@ CASES = [
         lambda d: (d.key(), d(2, 1, 3, 3)),
         table=ALIKE,
     ),
+    from_draw(
+        "data.batch_indices",
+        lambda key, step: data.batch_indices(key, 7, 3, step),
+        lambda d: (d.key(), d.labels(4)),
+        table=ALIKE,
+    ),
+    from_draw(
+        "data.weighted_indices",
+        lambda key, weights, step: data.weighted_indices(key, weights, 3, step),
+        lambda d: (d.key(), d.times(5), d.labels(4)),
+        table=ALIKE,
+    ),
     from_draw("data.mixup", data.mixup, lambda d: (d.key(), d(3, 2), d(3, 2))),
     from_draw("data.cutmix", data.cutmix, lambda d: (d.key(), d(2, 1, 3, 3), d(2, 2)), table=ALIKE),
     from_draw("data.windows", lambda x: data.windows(x, 2, stride=2, horizon=1), lambda d: (d(6, 2),)),

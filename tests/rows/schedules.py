@@ -62,6 +62,21 @@ def switched(number: Tensor, a: Tree, b: Tree) -> Tree:
 
 
 CASES = [
+    scheduled("constant_schedule", optim.constant_schedule, 1, table=ALIKE),
+    scheduled("linear_schedule", lambda a, b: optim.linear_schedule(a, b, 9), 2, table=ALIKE),
+    scheduled("cosine_decay_schedule", lambda a, b: optim.cosine_decay_schedule(a, 9, b), 2, table=ALIKE),
+    scheduled(
+        "join_schedules",
+        lambda a, b: optim.join_schedules([optim.constant_schedule(a), optim.linear_schedule(a, b, 4)], [3]),
+        2,
+        table=ALIKE,
+    ),
+    scheduled(
+        "piecewise_interpolate_schedule",
+        lambda a: optim.piecewise_interpolate_schedule("cosine", a, {3: 0.5, 8: 0.3}),
+        1,
+        table=ALIKE,
+    ),
     scheduled("polynomial_schedule", lambda a, b, power: optim.polynomial_schedule(a, b, power, 5), 3),
     scheduled(
         "exponential_decay", lambda a, n, rate, end: optim.exponential_decay(a, n + 4, rate, 1, end_value=end), 4
