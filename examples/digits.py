@@ -1,5 +1,6 @@
 """Scikit-learn's 8x8 digits, and what to measure of digits that a model drew. Shared by the digit examples."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,11 @@ def load(part: slice) -> dict[str, Tensor]:
 def to_levels(images: Tensor) -> Tensor:
     """Images in [-1, 1] as the 17 grey levels 0, 1, ..., 16 of the data, clipped and rounded."""
     return ((images.clamp(-1, 1) + 1) * 8).round()
+
+
+def save(path: Path, images: Tensor, label: Tensor) -> None:
+    """Writes samples (n, 1, 8, 8) in [-1, 1] as arrays ``images``, in grey levels, and ``labels`` (n,)."""
+    np.savez_compressed(path, images=to_levels(images).numpy(), labels=label.numpy())
 
 
 def judge(images: Tensor, label: Tensor) -> dict[str, float]:
