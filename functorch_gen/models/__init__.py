@@ -2,6 +2,7 @@
 
 from functorch_gen.models.autoencoder import Autoencoder, ConvAutoencoder, EncoderDecoder
 from functorch_gen.models.cnn import CNN, BasicBlock, ConvBlock
+from functorch_gen.models.dcgan import DCGANDiscriminator, DCGANGenerator, PlainResBlock
 from functorch_gen.models.gpt import GPT, GPTBlock
 from functorch_gen.models.labels import check_labels, drop_labels
 from functorch_gen.models.lstm import LSTMModel
@@ -17,9 +18,12 @@ __all__ = [
     "BasicBlock",
     "ConvAutoencoder",
     "ConvBlock",
+    "DCGANDiscriminator",
+    "DCGANGenerator",
     "EncoderDecoder",
     "GPTBlock",
     "LSTMModel",
+    "PlainResBlock",
     "Remat",
     "ResBlock",
     "ResNet",

@@ -1,0 +1,72 @@
+"""Generative adversarial networks: losses of two players, penalties, and their training step as one pure function."""
+
+from functorch_gen.gan.augment import augment, random_brightness, random_contrast, random_saturation
+from functorch_gen.gan.game import Game, GANState, Lazy, Player, init_state
+from functorch_gen.gan.losses import (
+    d_hinge,
+    d_least_squares,
+    d_logistic,
+    d_relativistic,
+    d_wasserstein,
+    g_hinge,
+    g_least_squares,
+    g_minimax,
+    g_non_saturating,
+    g_relativistic,
+    g_wasserstein,
+)
+from functorch_gen.gan.penalties import (
+    gradient_penalty,
+    input_gradient,
+    path_length_penalty,
+    path_lengths,
+    r1_penalty,
+    r2_penalty,
+    value_and_input_gradient,
+)
+from functorch_gen.gan.step import (
+    Update,
+    alternating,
+    consensus,
+    extragradient,
+    game_jacobian,
+    make_step,
+    simultaneous,
+)
+
+__all__ = [
+    "GANState",
+    "Game",
+    "Lazy",
+    "Player",
+    "Update",
+    "alternating",
+    "augment",
+    "consensus",
+    "d_hinge",
+    "d_least_squares",
+    "d_logistic",
+    "d_relativistic",
+    "d_wasserstein",
+    "extragradient",
+    "g_hinge",
+    "g_least_squares",
+    "g_minimax",
+    "g_non_saturating",
+    "g_relativistic",
+    "g_wasserstein",
+    "game_jacobian",
+    "gradient_penalty",
+    "init_state",
+    "input_gradient",
+    "make_step",
+    "path_length_penalty",
+    "path_lengths",
+    "r1_penalty",
+    "r2_penalty",
+    "random_brightness",
+    "random_contrast",
+    "random_saturation",
+    "simultaneous",
+    "value_and_input_gradient",
+]
