@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 
 import command_line
 import digits
+import image_file
 import numpy as np
 import torch
+from digits_bound import bound_nats
 from torch import Tensor
 
 import functorch_gen as fg
-from functorch_gen.diffusion import LogNormalTime, Prediction, denoiser, guide_network, loss, sample_ddim, sample_heun
+from functorch_gen import diffusion
+from functorch_gen.diffusion import Prediction, denoiser, guide_network
 from functorch_gen.models import UNet, check_labels, drop_labels
 
 
@@ -27,6 +30,9 @@ class Config:
 
     out: str = "runs/diffusion_digits"  # folder for pictures, samples and metrics
     images: str = ""  # .npz with images (n, c, h, w) in [-1, 1] and labels (n,); empty: scikit-learn's digits
+    schedule: str = "EDM"  # or FlowMatching, SubVP, VPCosine, VPLinear, VPSigmoid
+    prediction: str = "edm"  # or eps, x, v, flow: what the network's output stands for
+    weighting: str = "edm"  # or uniform, snr, min_snr, p2: which noise levels count
     steps: int = 2000  # training steps
     batch_size: int = 128  # examples a step
     learning_rate: float = 2e-3  # highest; warm-up, then cosine decay
@@ -47,13 +53,15 @@ class Config:
     def __post_init__(self) -> None:
         positive = ("steps", "batch_size", "learning_rate", "sample_steps", "samples_per_class", "sample_every")
         fg.check.check_positive("Config", **{name: getattr(self, name) for name in positive})
+        schedules = ("EDM", "FlowMatching", "SubVP", "VPCosine", "VPLinear", "VPSigmoid")
+        fg.check.check_choice("Config", "schedule", self.schedule, schedules)
 
 
 class Model(NamedTuple):
     """What the parameters belong to."""
 
     net: UNet
-    schedule: fg.noise.EDM
+    schedule: fg.noise.NoiseSchedule
     prediction: Prediction
 
 
@@ -65,45 +73,35 @@ def make_model(config: Config, data: dict[str, Tensor]) -> Model:
         num_blocks=config.num_blocks,
         attention_levels=(1,) if config.attention else (),
         num_classes=int(data["label"].max()) + 1,
-        time_scale=10.0,
+        time_scale=10.0 if config.prediction == "edm" else 1000.0,
         channels_last=True,
         remat=config.remat,
     )
     check_labels(data["label"], net.num_classes or 0)
     fg.eval_shape(net, net.init(fg.random.key(0)), data["image"][:1], torch.ones(1))  # refuses shapes that do not fit
-    return Model(net, fg.noise.EDM(), Prediction("edm", sigma_data=float(data["image"].std())))
+    prediction = Prediction(config.prediction, sigma_data=float(data["image"].std()))
+    return Model(net, getattr(fg.noise, config.schedule)(), prediction)
 
 
 def load_data(config: Config) -> dict[str, Tensor]:
     """Images (n, c, h, w) and labels (n,), checked."""
-    if not config.images:
-        return digits.load(digits.TRAIN)
-    with np.load(config.images) as file:
-        missing = {"images", "labels"} - set(file)
-        if missing:
-            raise KeyError(f"images: expected arrays images and labels in {config.images}, got no {missing.pop()}")
-        data = {"image": torch.from_numpy(file["images"]).float(), "label": torch.from_numpy(file["labels"]).long()}
-    if data["image"].ndim != 4 or len(data["image"]) != len(data["label"]):
-        got = tuple(data["image"].shape), tuple(data["label"].shape)
-        raise ValueError(f"images: expected shapes (n, c, h, w) and (n,) in {config.images}, got {got}")
-    fg.train.check_data(data, name=config.images)
-    return data
+    return image_file.load(config.images) if config.images else digits.load(digits.TRAIN)
 
 
 def make_loss(config: Config, model: Model) -> Callable[..., Tensor]:
-    """loss_fn(params, key, batch) -> (): Karras et al. 2022, with labels dropped at random."""
+    """loss_fn(params, key, batch) -> (): by default that of Karras et al. 2022, with labels dropped at random."""
 
     def loss_fn(params: Any, key: Tensor, batch: dict[str, Tensor]) -> Tensor:
         key_label, key_loss = fg.random.split(key)
         label = drop_labels(key_label, batch["label"], config.label_drop, model.net.num_classes or 0)
-        return loss(
-            lambda x_t, c_noise: model.net(params, x_t, c_noise, label),
+        return diffusion.loss(
+            lambda x_t, condition: model.net(params, x_t, condition, label),
             key_loss,
             batch["image"],
             schedule=model.schedule,
             prediction=model.prediction,
-            weighting="edm",
-            time=LogNormalTime(model.schedule),
+            weighting=config.weighting,
+            time=diffusion.LogNormalTime(model.schedule),
         ).mean()
 
     return loss_fn
@@ -123,20 +121,21 @@ def make_optimizer(config: Config) -> fg.optim.GradientTransformation:
 
 def make_sampler(model: Model, shape: tuple[int, ...], chunk: int = 250) -> Callable[..., Any]:
     """sample(key, params, label, steps=, guidance=, ddim=, path=) -> images (n, ...), or with their path."""
-    network = fg.jit(lambda params, x_t, c_noise, label: model.net(params, x_t, c_noise, label), backend="aten")
+    network = fg.jit(lambda params, x_t, condition, label: model.net(params, x_t, condition, label), backend="aten")
 
     def sample(
         key: Tensor, params: Any, label: Tensor, *, steps: int, guidance: float, ddim: bool = False, path: bool = False
     ) -> Any:
         def draw(key: Tensor, label: Tensor) -> Any:
-            def conditional(x_t: Tensor, c_noise: Tensor, label: Tensor = label) -> Tensor:
-                return network(params, x_t, c_noise, label)
+            def conditional(x_t: Tensor, condition: Tensor, label: Tensor = label) -> Tensor:
+                return network(params, x_t, condition, label)
 
             null = model.net.num_classes or 0
             guided = conditional if guidance == 1 else guide_network(conditional, label, null, guidance)
             denoise = denoiser(guided, schedule=model.schedule, prediction=model.prediction)
             options: Any = {"schedule": model.schedule, "steps": steps, "return_path": path}
-            return (sample_ddim if ddim else sample_heun)(key, denoise, (len(label), *shape), **options)
+            sampler = diffusion.sample_ddim if ddim else diffusion.sample_heun
+            return sampler(key, denoise, (len(label), *shape), **options)
 
         parts = label.split(chunk)
         drawn = [draw(k, part) for k, part in zip(fg.random.split(key, len(parts)), parts, strict=True)]
@@ -187,8 +186,9 @@ def main(config: Config) -> dict[str, Any]:
         "seconds_training": trained - begin,
         "seconds_sampling": time.perf_counter() - trained,
         "loss": float(np.mean(history["loss"][-100:])),
-        **({} if config.images else digits.judge(images, label)),
     }
+    if not config.images:
+        metrics |= {**digits.judge(images, label), "bound_nats": bound_nats(key, state.ema.average, *model)}
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     return metrics
 

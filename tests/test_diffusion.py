@@ -29,12 +29,14 @@ from functorch_gen.diffusion import (
     to_x,
 )
 from functorch_gen.exact import Gaussian
-from functorch_gen.noise import EDM, FlowMatching, VPCosine, VPLinear, mix
+from functorch_gen.noise import EDM, FlowMatching, Shifted, SubVP, VPCosine, VPLinear, VPSigmoid, ZeroTerminalSNR, mix
 
 F64 = torch.float64
 PREDICTIONS = [Prediction(kind, 0.7) for kind in ("eps", "x", "v", "flow", "edm")]
 SCHEDULES = [VPLinear(), VPCosine(), EDM(), FlowMatching()]
-WEIGHTINGS = ["uniform", "snr", "min_snr", "edm", MinSNRWeight(2.0), lambda log_snr: torch.sigmoid(log_snr)]
+NEWER = [SubVP(), VPSigmoid(), ZeroTerminalSNR(VPLinear()), Shifted(VPCosine(), 4.0)]
+NAMED = ["uniform", "snr", "min_snr", "p2", "edm", "likelihood"]
+WEIGHTINGS = [*NAMED, MinSNRWeight(2.0), lambda log_snr: torch.sigmoid(log_snr)]
 every_prediction = pytest.mark.parametrize("prediction", PREDICTIONS, ids=lambda p: p.kind)
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 
@@ -169,7 +171,7 @@ def test_edm_loss_of_the_exact_network_is_one_at_every_sigma(sigma):
     assert abs(mean - 1) < 4 * error
 
 
-@pytest.mark.parametrize("schedule", [VPLinear(), VPCosine(), FlowMatching()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("schedule", [*SCHEDULES[:2], FlowMatching(), *NEWER], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("t", [0.1, 0.5, 0.9])
 def test_eps_loss_of_the_exact_network_is_the_closed_form(schedule, t):
     s, prediction = 0.7, Prediction("eps")
@@ -198,7 +200,7 @@ def test_flow_loss_of_the_exact_network_is_s_pi_half():
 
 
 @every_schedule
-@pytest.mark.parametrize("weighting", WEIGHTINGS[1:], ids=["snr", "min_snr", "edm", "MinSNRWeight", "sigmoid"])
+@pytest.mark.parametrize("weighting", WEIGHTINGS[1:], ids=[*NAMED[1:], "MinSNRWeight", "sigmoid"])
 def test_weightings_of_the_data_do_not_depend_on_the_prediction(weighting, schedule):
     # networks that say the same in other words have the same weighted loss; sigma_data is that of the edm prediction
     data = Gaussian(torch.zeros(3, dtype=F64), torch.tensor(1.3, dtype=F64))
@@ -217,6 +219,7 @@ def test_weightings_of_the_data_do_not_depend_on_the_prediction(weighting, sched
     [
         ("snr", lambda snr: snr),
         ("min_snr", lambda snr: snr.clamp(max=5)),
+        ("p2", lambda snr: snr / (1 + snr)),
         ("edm", lambda snr: (1 / snr + 0.7**2) / (0.7**2 / snr)),  # (s^2 + sd^2) / (s sd)^2, s^2 = 1 / SNR
         (lambda log_snr: torch.sigmoid(log_snr), lambda snr: snr / (1 + snr)),
     ],
@@ -248,7 +251,7 @@ def test_uniform_equals_the_weighting_that_each_prediction_implies():
 
 @every_schedule
 @every_prediction
-@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=["uniform", "snr", "min_snr", "edm", "MinSNRWeight", "sigmoid"])
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=[*NAMED, "MinSNRWeight", "sigmoid"])
 def test_loss_and_gradient_are_finite_at_both_ends(weighting, prediction, schedule):
     x, noise = torch.ones(2, 3), torch.ones(2, 3)
 
@@ -345,7 +348,7 @@ def test_stratified_times_fill_every_interval():
 # The denoiser.
 
 
-@every_schedule
+@pytest.mark.parametrize("schedule", [*SCHEDULES, *NEWER], ids=lambda s: type(s).__name__)
 @every_prediction
 def test_denoiser_of_the_exact_network_is_exact(prediction, schedule):
     data = Gaussian(torch.full((3,), 0.4, dtype=F64), torch.tensor(0.6, dtype=F64))
@@ -416,7 +419,7 @@ def test_bad_names_list_the_choices():
         to_x("u", torch.ones(1), torch.ones(1), 1.0, 1.0)
     with pytest.raises(ValueError, match="Prediction: expected sigma_data > 0, got 0"):
         Prediction("edm", 0)
-    wanted = "loss: expected weighting to be one of 'uniform', 'snr', 'min_snr', 'edm', got 'snrr'"
+    wanted = "loss: expected weighting to be one of 'uniform', 'snr', 'min_snr', 'p2', 'edm', 'likelihood', got 'snrr'"
     with pytest.raises(ValueError, match=wanted):
         loss(lambda x_t, t: x_t, random.key(0), torch.ones(2, 3), schedule=EDM(), weighting="snrr")
 

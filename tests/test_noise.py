@@ -7,13 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functorch_gen import random
+from functorch_gen import jit, random, vmap
 from functorch_gen.noise import (
     EDM,
     FlowMatching,
     NoiseSchedule,
+    Shifted,
+    SubVP,
     VPCosine,
     VPLinear,
+    VPSigmoid,
+    ZeroTerminalSNR,
     angle_times,
     expand,
     log_snr,
@@ -24,14 +28,32 @@ from functorch_gen.noise import (
 )
 
 F64 = torch.float64
-VARIANCE_PRESERVING = [VPLinear(), VPLinear(0.5, 8.0), VPLinear(3.0, 3.0), VPCosine(), VPCosine(s=0.1, t_max=1.0)]
-SCHEDULES = [*VARIANCE_PRESERVING, EDM(), EDM(0.01, 50.0, 3.0), FlowMatching()]
+VARIANCE_PRESERVING = [
+    VPLinear(),
+    VPLinear(0.5, 8.0),
+    VPLinear(3.0, 3.0),
+    VPCosine(),
+    VPCosine(s=0.1, t_max=1.0),
+    VPSigmoid(),
+    VPSigmoid(0.0, 3.0, 0.7),
+    ZeroTerminalSNR(VPLinear()),
+    ZeroTerminalSNR(VPCosine()),
+    Shifted(VPCosine(), 4.0),
+    Shifted(ZeroTerminalSNR(VPLinear(0.5, 8.0)), 0.5),
+]
+OTHERS = [SubVP(), SubVP(0.5, 8.0), EDM(), EDM(0.01, 50.0, 3.0), FlowMatching(), Shifted(FlowMatching(), 3.0)]
+SCHEDULES = [*VARIANCE_PRESERVING, *OTHERS]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 times = st.floats(0, 1, width=32)
 
 
 def at(*t: float) -> torch.Tensor:
     return torch.tensor(t, dtype=F64)
+
+
+def last(schedule) -> float:
+    """The time beyond which it is constant."""
+    return last(schedule.schedule) if hasattr(schedule, "schedule") else getattr(schedule, "t_max", 1.0)
 
 
 @pytest.mark.parametrize("schedule", VARIANCE_PRESERVING, ids=str)
@@ -84,6 +106,76 @@ def test_flow_matching_is_the_straight_line():
     assert torch.equal(FlowMatching().sigma(t), t)
 
 
+def test_sub_vp_has_the_variance_of_its_stochastic_equation():
+    # Song et al. 2021, eq. 12: dx = -beta x / 2 dt + sqrt(beta (1 - exp(-2 B))) dw; d var / dt = -beta var + the rest
+    t = torch.linspace(0.1, 0.9, 9, dtype=F64)
+    variance = lambda t: SubVP().sigma(t) ** 2
+    slope = torch.func.jvp(variance, (t,), (torch.ones_like(t),))[1]
+    beta, integral = 0.1 + 19.9 * t, 0.1 * t + 9.95 * t**2
+    torch.testing.assert_close(slope, -beta * variance(t) + beta * (1 - (-2 * integral).exp()), rtol=1e-12, atol=1e-14)
+    assert torch.equal(SubVP().alpha(t), VPLinear().alpha(t))
+
+
+def test_sub_vp_has_less_noise_than_vp():
+    t = torch.linspace(0.01, 1, 50, dtype=F64)
+    torch.testing.assert_close(SubVP().sigma(t), VPLinear().sigma(t) ** 2, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize(("start", "end", "tau"), [(-3.0, 3.0, 1.0), (0.0, 3.0, 0.3), (-3.0, 3.0, 0.5)])
+def test_vp_sigmoid_equals_the_papers_code(start, end, tau):
+    # Chen 2023, algorithm 1, without its clip at 1e-9
+    t = torch.linspace(0, 1, 21, dtype=F64)
+    v_start, v_end = (torch.sigmoid(at(u / tau)) for u in (start, end))
+    gamma = (v_end - torch.sigmoid((t * (end - start) + start) / tau)) / (v_end - v_start)
+    schedule = VPSigmoid(start, end, tau)
+    torch.testing.assert_close(schedule.alpha(t) ** 2, gamma, rtol=0, atol=1e-14)
+    torch.testing.assert_close(schedule.sigma(t) ** 2, 1 - gamma, rtol=0, atol=1e-14)
+
+
+def test_zero_terminal_snr_equals_the_papers_algorithm():
+    # Lin et al. 2024, algorithm 1, on the square roots of alpha_bar of a chain
+    t = torch.arange(0, 1001, dtype=F64) / 1000
+    root = VPLinear().alpha(t)
+    paper = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+    torch.testing.assert_close(ZeroTerminalSNR(VPLinear()).alpha(t), paper, rtol=1e-12, atol=1e-16)
+
+
+@pytest.mark.parametrize("inner", [VPLinear(), VPCosine(), VPCosine(t_max=1.0), VPSigmoid(), Shifted(VPLinear(), 4.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+def test_zero_terminal_snr_ends_without_signal(inner, dtype):
+    schedule = ZeroTerminalSNR(inner)
+    for t in (torch.ones((), dtype=dtype), torch.linspace(0, 1, 37, dtype=dtype)):  # one number, and a vector's lane
+        assert schedule.alpha(t).reshape(-1)[-1] == 0
+        torch.testing.assert_close(schedule.sigma(t).reshape(-1)[-1:], torch.ones(1, dtype=dtype))
+        compiled = jit(schedule.alpha, backend="aten")(t)
+        assert compiled.reshape(-1)[-1] == 0
+    assert rates(schedule, torch.linspace(0, 1, 5, dtype=dtype))[0].isfinite().all()
+
+
+def test_zero_terminal_snr_keeps_the_slope_at_the_end():
+    slope, _ = rates(ZeroTerminalSNR(VPLinear()), at(1.0))
+    end = VPLinear().alpha(at(1.0))  # alpha' = -beta(1) alpha / 2, stretched
+    torch.testing.assert_close(slope, -10 * end / (1 - end), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("schedule", [VPLinear(), VPCosine(), VPSigmoid(), FlowMatching()], ids=str)
+@pytest.mark.parametrize("factor", [0.5, 4.0])
+def test_shifted_shifts_the_log_snr(schedule, factor):
+    # Hoogeboom et al. 2023, section 3.1: the log-SNR of resolution d is that of 64 + 2 log(64 / d), factor = d / 64
+    t = torch.linspace(0.01, 0.99, 11, dtype=F64)
+    shifted = log_snr(Shifted(schedule, factor), t)
+    torch.testing.assert_close(shifted, log_snr(schedule, t) - 2 * math.log(factor), rtol=1e-12, atol=1e-12)
+
+
+def test_shifted_flow_matching_is_the_time_shift_of_stable_diffusion_3():
+    # Esser et al. 2024, eq. 23: t_m = f t_n / (1 + (f - 1) t_n), f = sqrt(m / n)
+    t = torch.linspace(0, 1, 11, dtype=F64)
+    moved = 3 * t / (1 + 2 * t)
+    for schedule in (Shifted(FlowMatching(), 3.0), Shifted(Shifted(FlowMatching(), 2.0), 1.5)):
+        torch.testing.assert_close(schedule.sigma(t), FlowMatching().sigma(moved), rtol=1e-14, atol=0)
+        torch.testing.assert_close(schedule.alpha(t), FlowMatching().alpha(moved), rtol=1e-13, atol=1e-16)
+
+
 @every_schedule
 def test_schedules_start_at_the_data(schedule):
     assert schedule.alpha(at(0.0)) == 1
@@ -103,7 +195,7 @@ def test_log_snr_falls(schedule, t, s):
     low, high = sorted((t, s))
     if high - low > 1e-6:
         later, earlier = log_snr(schedule, at(high)), log_snr(schedule, at(low))
-        assert later < earlier or min(low, high) > getattr(schedule, "t_max", 1) - 1e-6
+        assert later < earlier or low > last(schedule) - 1e-6
 
 
 @every_schedule
@@ -134,16 +226,30 @@ def test_derivatives_are_finite_at_both_ends(schedule):
 
 
 @every_schedule
+def test_rates_of_one_time_keep_its_dtype(schedule):
+    # forward mode of torch alone gives float64: a 0-d float32 tensor times a Python number
+    t = torch.tensor(0.4)
+    assert all(rate.dtype == torch.float32 for rate in rates(schedule, t))
+    assert all(rate.dtype == torch.float32 for rate in vmap(lambda t: rates(schedule, t))(t.expand(3)))
+
+
+@every_schedule
+@pytest.mark.parametrize("ratio", [0.0, 1.0, math.inf])
+def test_t_of_has_a_finite_derivative(schedule, ratio):
+    assert torch.func.grad(schedule.t_of)(torch.tensor(ratio)).isfinite()
+
+
+@every_schedule
 @given(t=times)
 def test_t_of_inverts_the_ratio(schedule, t):
-    t = at(t).clamp(max=getattr(schedule, "t_max", 1.0))
+    t = at(t).clamp(max=last(schedule))
     ratio = schedule.sigma(t) / schedule.alpha(t)
     torch.testing.assert_close(schedule.t_of(ratio), t, rtol=1e-9, atol=1e-11)
 
 
 @every_schedule
 def test_t_of_gives_the_nearer_end_out_of_reach(schedule):
-    end = getattr(schedule, "t_max", 1.0)
+    end = last(schedule)
     found = schedule.t_of(torch.tensor([0.0, 1e12, math.inf]))
     torch.testing.assert_close(found, torch.tensor([0.0, end, end]))
 
@@ -234,6 +340,16 @@ def test_mix_names_the_bad_argument():
         (lambda: VPLinear(2.0, 1.0), "VPLinear: expected beta_max >= beta_min=2.0, got 1.0"),
         (lambda: VPCosine(s=-1.0), "VPCosine: expected s > 0, got -1.0"),
         (lambda: VPCosine(t_max=1.5), "VPCosine: expected t_max <= 1, got 1.5"),
+        (lambda: SubVP(beta_min=0.0), "SubVP: expected beta_min > 0, got 0.0"),
+        (lambda: VPSigmoid(tau=0.0), "VPSigmoid: expected tau > 0, got 0.0"),
+        (lambda: VPSigmoid(3.0, -3.0), "VPSigmoid: expected end > start=3.0, got -3.0"),
+        (lambda: Shifted(VPLinear(), 0.0), "Shifted: expected factor > 0, got 0.0"),
+        (lambda: Shifted(EDM(), 2.0), r"Shifted: expected a schedule with alpha\^2 \+ sigma\^2 = 1, got EDM\("),
+        (
+            lambda: ZeroTerminalSNR(FlowMatching()),
+            r"ZeroTerminalSNR: expected a schedule with .* = 1, got FlowMatching",
+        ),
+        (lambda: ZeroTerminalSNR(Shifted(FlowMatching(), 2.0)), r"ZeroTerminalSNR: expected .*, got Shifted\("),
         (lambda: EDM(sigma_min=0.0), "EDM: expected sigma_min > 0, got 0.0"),
         (lambda: EDM(3.0, 1.0), "EDM: expected sigma_max > sigma_min=3.0, got 1.0"),
         (lambda: FlowMatching().times(0), "uniform_times: expected steps > 0, got 0"),

@@ -5,9 +5,8 @@
 for the prediction ``"edm"``.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from einops import reduce
@@ -23,21 +22,19 @@ from functorch_gen.diffusion.prediction import (
     target,
     to_x,
 )
-from functorch_gen.noise import NoiseSchedule, log_snr, mix
+from functorch_gen.diffusion.times import TimeSampler, UniformTime
+from functorch_gen.diffusion.weightings import (
+    EDMWeight,
+    MinSNRWeight,
+    P2Weight,
+    balance,
+    bounded_log_snr,
+    likelihood_weight,
+)
+from functorch_gen.noise import NoiseSchedule, mix
 from functorch_gen.typing import Key
 
-__all__ = [
-    "EDMWeight",
-    "LogNormalTime",
-    "LogitNormalTime",
-    "MinSNRWeight",
-    "StratifiedTime",
-    "TimeSampler",
-    "UniformTime",
-    "denoiser",
-    "loss",
-    "loss_at",
-]
+__all__ = ["denoiser", "loss", "loss_at"]
 
 Network: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(x_t, condition) -> output: (b, ...), (b,) -> (b, ...)."""
@@ -48,145 +45,10 @@ Denoise: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Weighting: TypeAlias = str | Callable[[Tensor], Tensor]
 """A name, or log-SNR -> weight of the squared error of x."""
 
-_MAX_LOG_SNR = 20.0  # beyond it weights are held constant: they stay finite at t = 0
+Level: TypeAlias = Callable[[Tensor], Tensor]
+"""log-SNR -> u, the logarithm of the loss to be expected there: (b,) -> (b,)."""
 
-
-# Times.
-
-
-class TimeSampler(Protocol):
-    """Draws training times in [0, 1]."""
-
-    def __call__(self, key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32, /) -> Tensor:
-        """Times of the given shape."""
-        ...
-
-
-@dataclass(frozen=True)
-class UniformTime:
-    """Independent times, uniform on [low, high).
-
-    >>> UniformTime(0.5)(random.key(0), (3,)).min() >= 0.5
-    tensor(True)
-    """
-
-    low: float = 0.0
-    high: float = 1.0
-
-    def __call__(self, key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Times of the given shape."""
-        return self.low + (self.high - self.low) * random.uniform(key, shape, dtype)
-
-
-@dataclass(frozen=True)
-class StratifiedTime:
-    """Times uniform on [0, 1), one in each of b equal intervals of a batch: the loss has less variance.
-
-    Source: Kingma et al. 2021, appendix I.1, arXiv:2107.00630.
-
-    >>> (4 * StratifiedTime()(random.key(0), (4,))).floor().sort().values
-    tensor([0., 1., 2., 3.])
-    """
-
-    def __call__(self, key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Times of the given shape; the first axis is the batch."""
-        b, *rest = shape
-        offset = torch.arange(b, dtype=dtype, device=key.device).reshape(b, *[1] * len(rest)) / b
-        return (random.uniform(key, (1, *rest), dtype) + offset) % 1
-
-
-@dataclass(frozen=True)
-class LogitNormalTime:
-    """t = sigmoid(mean + std normal): most times in the middle.
-
-    Source: Esser et al. 2024, section 3.1, arXiv:2403.03206.
-
-    >>> LogitNormalTime(std=0.1)(random.key(0), (100,)).sub(0.5).abs().max() < 0.1
-    tensor(True)
-    """
-
-    mean: float = 0.0
-    std: float = 1.0
-
-    def __call__(self, key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Times of the given shape."""
-        return torch.sigmoid(self.mean + self.std * random.normal(key, shape, dtype))
-
-
-@dataclass(frozen=True)
-class LogNormalTime:
-    """The times of ``schedule`` at which ln(sigma / alpha) is mean + std normal, cut off at its ends.
-
-    Source: Karras et al. 2022, table 1 (P_mean, P_std), arXiv:2206.00364.
-
-    >>> from functorch_gen.noise import EDM
-    >>> LogNormalTime(EDM(), std=0.0)(random.key(0), (1,)).allclose(EDM().t_of(torch.tensor([-1.2]).exp()))
-    True
-    """
-
-    schedule: NoiseSchedule
-    mean: float = -1.2
-    std: float = 1.2
-
-    def __call__(self, key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Times of the given shape."""
-        return self.schedule.t_of((self.mean + self.std * random.normal(key, shape, dtype)).exp())
-
-
-# Weightings: functions of the log-SNR, weights of the squared error of x.
-
-
-@dataclass(frozen=True)
-class MinSNRWeight:
-    """min(SNR, gamma).
-
-    Source: Hang et al. 2023, eq. 9, arXiv:2303.09556.
-
-    >>> MinSNRWeight(gamma=5.0)(torch.tensor([0.0, 10.0]))
-    tensor([1., 5.])
-    """
-
-    gamma: float = 5.0
-
-    def __call__(self, log_snr: Tensor) -> Tensor:
-        """Of the shape of ``log_snr``."""
-        return log_snr.exp().clamp(max=self.gamma)
-
-
-@dataclass(frozen=True)
-class EDMWeight:
-    """(s^2 + sigma_data^2) / (s sigma_data)^2 with s = sigma / alpha: the loss of a fresh network is 1 at every s.
-
-    Source: Karras et al. 2022, table 1, arXiv:2206.00364.
-
-    >>> EDMWeight(sigma_data=0.5)(torch.tensor([0.0]))
-    tensor([5.])
-    """
-
-    sigma_data: float = 0.5
-
-    def __call__(self, log_snr: Tensor) -> Tensor:
-        """Of the shape of ``log_snr``."""
-        return log_snr.exp() + 1 / self.sigma_data**2
-
-
-def _weight_of_output(weighting: Weighting, prediction: Prediction, schedule: NoiseSchedule, t: Tensor) -> Tensor:
-    """Weight of the squared error of the output: (b,) -> (b,)."""
-    if weighting == "uniform":
-        return torch.ones_like(t)
-    named: dict[str, Callable[[Tensor], Tensor]] = {
-        "snr": torch.exp,
-        "min_snr": MinSNRWeight(),
-        "edm": EDMWeight(prediction.sigma_data),
-    }
-    if not callable(weighting):
-        check_choice("loss", "weighting", weighting, ("uniform", *named))
-        weighting = named[weighting]
-    weight = weighting(log_snr(schedule, t).clamp(-_MAX_LOG_SNR, _MAX_LOG_SNR))
-    return weight * output_scale(prediction, schedule.alpha(t), schedule.sigma(t)) ** 2
-
-
-# The objective.
+_UNIFORM = UniformTime()
 
 
 def loss(
@@ -197,7 +59,8 @@ def loss(
     schedule: NoiseSchedule,
     prediction: str | Prediction = "v",
     weighting: Weighting = "uniform",
-    time: TimeSampler = UniformTime(),
+    uncertainty: Level | None = None,
+    time: TimeSampler = _UNIFORM,
 ) -> Tensor:
     """Denoising loss of each example at a random time: (b, ...) -> (b,).
 
@@ -206,7 +69,9 @@ def loss(
     Args:
         weighting: ``"uniform"``: 1 for the squared error of the prediction's own target, the usual loss of each.
             The others weigh the squared error of the estimate of x: ``"snr"``, ``"min_snr"`` (:class:`MinSNRWeight`),
-            ``"edm"`` (:class:`EDMWeight`), or a function of the log-SNR (b,).
+            ``"p2"`` (:class:`P2Weight`), ``"edm"`` (:class:`EDMWeight`), ``"likelihood"`` (:func:`likelihood_weight`,
+            for times uniform on [0, 1]), or a function of the log-SNR (b,).
+        uncertainty: u(log-SNR), (b,) -> (b,), as :class:`Uncertainty` learns it: the loss becomes loss / exp(u) + u.
         time: draws t: (key, shape, dtype) -> (b,).
     Raises:
         TypeError: if ``x`` is not floating.
@@ -221,7 +86,9 @@ def loss(
     key_time, key_noise = random.split(key)
     t = time(key_time, x.shape[:1], x.dtype)
     noise = random.normal(key_noise, x.shape, x.dtype)
-    return loss_at(network, x, noise, t, schedule=schedule, prediction=prediction, weighting=weighting)
+    return loss_at(
+        network, x, noise, t, schedule=schedule, prediction=prediction, weighting=weighting, uncertainty=uncertainty
+    )
 
 
 def loss_at(
@@ -233,6 +100,7 @@ def loss_at(
     schedule: NoiseSchedule,
     prediction: str | Prediction = "v",
     weighting: Weighting = "uniform",
+    uncertainty: Level | None = None,
 ) -> Tensor:
     """:func:`loss` at given times and noise: (b, ...), (b, ...), (b,) -> (b,).
 
@@ -245,8 +113,8 @@ def loss_at(
     x_t = mix(schedule, x, noise, t)
     output = _call(network, prediction, schedule, x_t, t)
     error = output - target(prediction, x, noise, schedule.alpha(t), schedule.sigma(t))
-    weight = _weight_of_output(weighting, prediction, schedule, t)
-    return weight * reduce(error**2, "b ... -> b", "mean")
+    losses = _weight_of_output(weighting, prediction, schedule, t) * reduce(error**2, "b ... -> b", "mean")
+    return losses if uncertainty is None else balance(losses, uncertainty(bounded_log_snr(schedule, t)))
 
 
 def _call(network: Network, prediction: Prediction, schedule: NoiseSchedule, x_t: Tensor, t: Tensor) -> Tensor:
@@ -254,6 +122,24 @@ def _call(network: Network, prediction: Prediction, schedule: NoiseSchedule, x_t
     if output.shape != x_t.shape:
         raise ValueError(f"network: expected output of shape {tuple(x_t.shape)}, got {tuple(output.shape)}")
     return output
+
+
+def _weight_of_output(weighting: Weighting, prediction: Prediction, schedule: NoiseSchedule, t: Tensor) -> Tensor:
+    """Weight of the squared error of the output: (b,) -> (b,)."""
+    if weighting == "uniform":
+        return torch.ones_like(t)
+    named: dict[str, Callable[[Tensor], Tensor]] = {
+        "snr": torch.exp,
+        "min_snr": MinSNRWeight(),
+        "p2": P2Weight(),
+        "edm": EDMWeight(prediction.sigma_data),
+        "likelihood": lambda _: likelihood_weight(schedule, t),
+    }
+    if not callable(weighting):
+        check_choice("loss", "weighting", weighting, ("uniform", *named))
+        weighting = named[weighting]
+    weight = weighting(bounded_log_snr(schedule, t))
+    return weight * output_scale(prediction, schedule.alpha(t), schedule.sigma(t)) ** 2
 
 
 def denoiser(
