@@ -90,6 +90,20 @@ def test_gpt_is_causal_by_the_support_of_its_gradient() -> None:
     assert torch.equal(depends, torch.ones(5, 6, dtype=torch.bool).tril())
 
 
+# Soft cap.
+
+
+def test_gpt_with_a_soft_cap_keeps_its_logits_within_it() -> None:
+    """cap tanh(logits / cap), in the cached pass too; the order stays."""
+    free, capped = models.GPT(**SIZES), models.GPT(**SIZES, soft_cap=2.0)
+    params = drawn(free)
+    logits, found = free(params, TOKENS), capped(params, TOKENS)
+    torch.testing.assert_close(found, 2 * torch.tanh(logits / 2), rtol=1e-14, atol=0)
+    assert found.abs().max() < 2 < logits.abs().max()
+    cached, _ = capped(params, TOKENS, cache=capped.init_cache(3, dtype=torch.float64))
+    torch.testing.assert_close(cached, found, rtol=1e-11, atol=1e-11)
+
+
 # Initial distribution.
 
 
@@ -206,6 +220,20 @@ def test_gpt_generates_in_one_scan() -> None:
         assert torch.equal(run(params, TOKENS[:, 0]), tokens[:, 1:])
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_gpt_is_causal_by_the_support_of_the_gradient_of_its_embeddings(name: str) -> None:
+    """d logits_i / d embedding_j is 0 for j > i, exactly, and not 0 for j <= i; every token occurs once."""
+    gpt = models.GPT(**{**vars(MODELS[name]), "tied": False})
+    params = drawn(gpt)
+
+    def logits(embeddings: Tensor) -> Tensor:
+        return gpt({**params, "tokens": {"weight": embeddings}}, torch.arange(5))
+
+    jacobian = jacrev(logits)(params["tokens"]["weight"])  # (l, v, v, e)
+    depends = jacobian.abs().amax((1, 3))[:, :5] > 0
+    assert torch.equal(depends, torch.ones(5, 5, dtype=torch.bool).tril())
+
+
 def test_gpt_with_options_is_the_composition_of_its_layers() -> None:
     gpt = MODELS["rotary, grouped, normalised, gated"]
     params = drawn(gpt)
@@ -317,8 +345,9 @@ def test_per_example_hessian_trace_of_a_block_is_that_of_its_matrix() -> None:
         ({"num_heads": 3}, "GPT: expected embed_dim divisible by num_heads=3, got 4"),
         ({"num_layers": 0}, "GPT: expected num_layers >= 1, got 0"),
         ({"dropout": 1.5}, "GPT: expected 0 <= dropout <= 1, got 1.5"),
+        ({"soft_cap": 0.0}, "GPT: expected soft_cap > 0, got 0.0"),
     ],
-    ids=["heads", "layers", "dropout"],
+    ids=["heads", "layers", "dropout", "soft_cap"],
 )
 def test_gpt_names_the_size_that_does_not_fit(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from functorch_gen import tree
-from functorch_gen.check import check_shape
+from functorch_gen.check import check_positive, check_shape
 from functorch_gen.models.transformer import TransformerBlock
 from functorch_gen.nn import (
     Bound,
@@ -60,6 +60,8 @@ class GPT:
     Args:
         dropout: of the embedded tokens, the attention weights and the output of each branch, when a key is given.
         tied: the matrix of the logits is the table of the tokens' vectors (Press and Wolf 2017, arXiv:1608.05859).
+        soft_cap: the logits are soft_cap tanh(logits / soft_cap), between -soft_cap and soft_cap (Gemma 2, section 2,
+            arXiv:2408.00118); None: as they are.
         hidden_features, norm, gated, num_kv_heads, qk_norm, rotary_base, alibi: of each :class:`TransformerBlock`.
     Raises:
         ValueError: for sizes that do not fit; when called, for more tokens than ``context``.
@@ -91,6 +93,7 @@ class GPT:
     qk_norm: bool = field(default=False, kw_only=True)
     rotary_base: float | None = field(default=None, kw_only=True)
     alibi: bool = field(default=False, kw_only=True)
+    soft_cap: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_sizes("GPT", vocab_size=self.vocab_size, context=self.context, num_layers=self.num_layers)
@@ -99,6 +102,8 @@ class GPT:
             raise ValueError(f"GPT: expected embed_dim divisible by num_heads={self.num_heads}, got {self.embed_dim}")
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"GPT: expected 0 <= dropout <= 1, got {self.dropout}")
+        if self.soft_cap is not None:
+            check_positive("GPT", soft_cap=self.soft_cap)
 
     @property
     def _block(self) -> GPTBlock:
@@ -193,6 +198,8 @@ class GPT:
                 x, caches[name] = f[name](x, cache=cache[name], lengths=lengths)
         x = f.norm(x)
         logits = x @ rearrange(params["tokens"]["weight"], "v e -> e v") if self.tied else f.head(x)
+        if self.soft_cap is not None:
+            logits = self.soft_cap * torch.tanh(logits / self.soft_cap)
         return logits if cache is None else (logits, caches)
 
     def _check_cache(self, cache: dict[str, KVCache]) -> None:
