@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
+import functorch_gen as fg
 from tests.bench import __main__ as command
-from tests.bench import bars, programs, starts, variants
+from tests.bench import adversaries, bars, families, generation, programs, sampler, starts, variants
 from tests.bench.depth import depth_step
 from tests.bench.memory import peak_bytes
 from tests.bench.page import page, summary
@@ -21,6 +22,17 @@ SMALL = {
     "unet": lambda: programs.unet(batch_size=4, side=8, base_channels=8, num_groups=4),
     "gpt": lambda: programs.gpt(batch_size=2, length=8, width=12, num_heads=3, num_layers=2, vocabulary=11),
 }
+FAMILIES = {
+    "vae": lambda: families.vae_program(batch_size=5, hidden=(7, 6), latent=3),
+    "diffusion": lambda: families.diffusion_program(batch_size=3, base_channels=8),
+    "flow": lambda: families.flow_program(batch_size=3, base_channels=8),
+    "mean_flow": lambda: families.mean_flow_program(batch_size=4, base_channels=8),
+}
+GAMES = {
+    "convolutional": lambda: adversaries.convolutional(batch_size=3, channels=(4, 6), latent=5),
+    "perceptrons": lambda: adversaries.perceptrons(batch_size=3, hidden=(7, 6), latent=5),
+}
+each_game = pytest.mark.parametrize("game", GAMES.values(), ids=list(GAMES))
 each_program = pytest.mark.parametrize("make", SMALL.values(), ids=list(SMALL))
 ROUNDING = 1e-4  # float32, five steps of Adam: a tenth of what the benchmark itself allows
 
@@ -36,6 +48,53 @@ def test_functional_and_module_steps_are_equal(make):
     del forms["JAX"]
     losses = {name: first_losses(form()) for name, form in forms.items()}
     assert check_equal(losses) < ROUNDING
+
+
+def check_one_program(step):
+    """One trace, whose calls take the old state's memory."""
+    old = fg.tree.leaves(step.state)
+    step()
+    assert step.step.traces == 1
+    assert all(x.numel() == 0 for x in old if x.ndim)
+
+
+@pytest.mark.filterwarnings("ignore:jit. no output has the shape:UserWarning")
+@pytest.mark.parametrize("name", ["vae", "diffusion", pytest.param("flow", marks=pytest.mark.slow), "mean_flow"])
+def test_step_of_a_family_is_one_program_equal_to_the_modules(name):
+    program = FAMILIES[name]()
+    functional, module = variants.FunctionalStep(program, backend="aten"), variants.ModuleStep(program)
+    assert check_equal({"module": first_losses(module), "fg": first_losses(functional)}) < ROUNDING
+    check_one_program(functional)
+
+
+@each_game
+def test_step_of_a_gan_is_one_program_equal_to_the_modules(game):
+    forms = {name: make() for name, make in adversaries.gan_makers(game(), "aten").items()}
+    assert check_equal({name: first_losses(form) for name, form in forms.items()}) < ROUNDING
+    check_one_program(forms["fg.jit"])
+
+
+@pytest.mark.slow  # compiles
+@each_game
+def test_compiled_forms_of_a_gan_are_equal(game):
+    losses = {name: first_losses(make()) for name, make in adversaries.gan_makers(game()).items()}
+    assert len(losses) == 4 + game().images
+    assert check_equal(losses) < ROUNDING
+
+
+def test_programs_without_a_form_of_jax_have_no_row_of_it():
+    program = FAMILIES["vae"]()
+    assert "JAX" not in variants.makers(program, "aten")
+    with pytest.raises(ValueError, match="jax_step: expected a program with a JAX form"):
+        variants.jax_step(program)
+
+
+def test_what_torch_cannot_compile_is_not_tried():
+    forms = variants.makers(FAMILIES["mean_flow"]())
+    assert [name for name in forms if "Module" in name] == [
+        "nn.Module eager",
+        "nn.Module with its update compiled",
+    ]
 
 
 @pytest.mark.slow  # compiles
@@ -184,6 +243,15 @@ def test_traffic_ratio_is_at_least_its_bar():
     rows = {"fg.jit": Timing(10.0, 10.0), "Tensor.copy_": Timing(1.0, 1.0)}  # ten vectors in 10 s, two in 1 s
     text = page({"machine": {}, "sections": {"update_traffic": Table("ms", rows).as_json()}})
     assert "| AdamW + clip + EMA on 50M: bytes per second / a copy's | 0.50 | at least 0.75 | 0.9 | no |" in text
+
+
+def test_sampler_and_generation_are_at_least_their_bars():
+    rows = {sampler.LOOP: Timing(3.0, 3.0), sampler.PROGRAM: Timing(1.5, 1.5)}
+    others = {generation.CACHED: Timing(1.0, 1.0), "a, no cache": Timing(4.0, 4.0), "b, no cache": Timing(7.0, 7.0)}
+    tables = {"sampler": Table("ms", rows).as_json(), "generation": Table("ms", others).as_json()}
+    text = page({"machine": {}, "sections": tables})
+    assert "| Sampler of 20 steps, uncompiled / one program | 2.00 | at least 1.5 |  | yes |" in text
+    assert "| Generation of 256 tokens, the fastest without a cache / with it | 4.00 | at least 5 |  | no |" in text
 
 
 def test_merge_keeps_the_other_sections_of_the_same_machine_only(monkeypatch, tmp_path):

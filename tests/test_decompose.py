@@ -13,6 +13,7 @@ from functorch_gen.transforms.tracing.graph import base, output_node
 from functorch_gen.transforms.tracing.trace import trace
 
 aten = torch.ops.aten
+CONVOLUTION = aten.convolution.default
 SHAPES = [(2, 6, 5), (3, 6, 4, 5), (2, 6, 2, 3, 4), (1, 6, 1), (2, 6, 1, 1)]
 
 
@@ -129,6 +130,31 @@ def test_nll_loss_backward_leaves_weights_and_images_to_aten():
         assert DECOMPOSITIONS[aten.nll_loss_backward.default](*arguments) is NotImplemented
 
 
+# The weight's gradient of a convolution, as the second derivative writes it.
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "dilation"),
+    [((8, 8), 3, 1, 1, 1), ((8, 8), 4, 2, 1, 1), ((8, 8), 3, 2, 1, 1), ((9, 7), 3, 1, 2, 2), ((6, 5), 1, 1, 0, 1)],
+)
+def test_weight_gradient_equals_atens_convolution(size, kernel, stride, padding, dilation, channels_last):
+    x, w = laid_out(numbers(0, 5, 3, *size), channels_last), numbers(1, 4, 3, kernel, kernel)
+    grad = laid_out(numbers(2, *F.conv2d(x, w, None, stride, padding, dilation).shape), channels_last)
+    turned = x.transpose(0, 1), grad.transpose(0, 1), None, [dilation] * 2, [padding] * 2, [stride] * 2
+    arguments = (*turned, False, [0, 0], 1)
+    got = DECOMPOSITIONS[CONVOLUTION](*arguments)
+    assert error([got], [aten.convolution(*arguments)]) < 1e-13  # sums of 300 products
+
+
+def test_other_convolutions_are_left_to_aten():
+    x, w = numbers(0, 4, 3, 8, 8), numbers(1, 2, 3, 3, 3)
+    rest = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    narrow = numbers(0, 3, 4, 8, 8).transpose(0, 1), numbers(1, 3, 2, 3, 3).transpose(0, 1)  # turned, but a convolution
+    for arguments in [(x, w, None, *rest), (x, w, numbers(2, 2), *rest), (*narrow, None, *rest)]:
+        assert DECOMPOSITIONS[CONVOLUTION](*arguments) is NotImplemented
+
+
 # Graphs.
 
 
@@ -179,3 +205,15 @@ def test_decompose_rewrites_the_body_of_a_loop():
     bodies = [m for name, m in module.named_children() if name]
     assert len(bodies) == 1
     assert aten.silu.default not in targets(bodies[0])
+
+
+def test_a_second_derivative_computes_no_convolution_with_an_image_for_its_kernel():
+    def penalty(w, x):
+        slope = torch.func.grad(lambda x: F.conv2d(x, w, stride=2, padding=1).tanh().sum())(x)
+        return slope.square().sum()
+
+    w, x = numbers(0, 3, 2, 4, 4), numbers(1, 5, 2, 8, 8)
+    module = graph_of(torch.func.grad(penalty), w, x)
+    kernels = [n.args[1].meta["val"].shape for n in module.graph.find_nodes(op="call_function", target=CONVOLUTION)]
+    assert set(kernels) == {w.shape}
+    assert error(module(w, x), [torch.func.grad(penalty)(w, x)]) < 1e-12

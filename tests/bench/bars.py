@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tests.bench import sampler
 from tests.bench.attention import ATTENTION
 from tests.bench.calls import TRAFFIC
+from tests.bench.generation import CACHED
 from tests.bench.programs import PROGRAMS
 
 __all__ = ["BARS", "Bar", "Results", "best_module"]
@@ -40,12 +42,17 @@ def median(results: Results, section: str, row: str) -> float:
     return results[section]["rows"][row]["median"]
 
 
+def fastest(table: dict[str, Any], kind: str) -> str:
+    """The fastest row whose name says ``kind``."""
+    rows = {name: row["median"] for name, row in table["rows"].items() if kind in name}
+    if not rows:
+        raise KeyError(kind)
+    return min(rows, key=lambda name: rows[name])
+
+
 def best_module(table: dict[str, Any]) -> str:
     """The fastest row of ``nn.Module``."""
-    rows = {name: row["median"] for name, row in table["rows"].items() if name.startswith("nn.Module")}
-    if not rows:
-        raise KeyError("nn.Module")
-    return min(rows, key=lambda name: rows[name])
+    return fastest(table, "nn.Module")
 
 
 def forms(results: Results, section: str, suffix: str = "") -> dict[str, float]:
@@ -78,10 +85,15 @@ def misprediction(program: str) -> Callable[[Results], dict[str, float]]:
     return lambda r: {form: abs(x - 1) for form, x in predicted(r).items()}
 
 
+def beside_module(title: str, section: str, bar: float, aim: float | None = None) -> Bar:
+    """The bar of a step beside the fastest module."""
+    return Bar(f"{title} step, fg / best nn.Module", lambda r: over(r, section, best_module(r[section])), bar, aim)
+
+
 def steps(title: str, section: str, module: tuple[float, float], jax: tuple[float, float]) -> tuple[Bar, Bar]:
     """The two bars of a program's step."""
     return (
-        Bar(f"{title} step, fg / best nn.Module", lambda r: over(r, section, best_module(r[section])), *module),
+        beside_module(title, section, *module),
         Bar(f"{title} step, fg / JAX", lambda r: over(r, section, "JAX"), *jax),
     )
 
@@ -91,6 +103,24 @@ BARS: tuple[Bar, ...] = (
     *steps("Tiny MLP", "tiny_mlp_step", (0.45, 0.2), (0.85, 0.5)),
     *steps("U-Net", "unet_step", (0.95, 0.85), (0.55, 0.45)),
     *steps("GPT", "gpt_step", (1.00, 0.9), (0.55, 0.45)),
+    beside_module("VAE", "vae_step", 1.00),
+    beside_module("Diffusion", "diffusion_step", 1.00),
+    beside_module("Flow-matching", "flow_step", 1.00),
+    beside_module("MeanFlow", "mean_flow_step", 0.77),
+    beside_module("GAN", "gan_step", 0.77),
+    beside_module("GAN of perceptrons", "gan_mlp_step", 0.77),
+    Bar(
+        "Sampler of 20 steps, uncompiled / one program",
+        ratio("sampler", sampler.LOOP, sampler.PROGRAM),
+        1.5,
+        at_least=True,
+    ),
+    Bar(
+        "Generation of 256 tokens, the fastest without a cache / with it",
+        lambda r: {"": median(r, "generation", fastest(r["generation"], "no cache")) / median(r, "generation", CACHED)},
+        5,
+        at_least=True,
+    ),
     Bar(
         "U-Net whole-step cold compile, fg / torch.compile of the module alone",
         lambda r: over(r, "unet_compile", "torch.compile, module alone", WHOLE),

@@ -16,7 +16,7 @@ from tests.bench.gpt import GPT
 from tests.bench.modules import GPTModule, mlp_module
 from tests.bench.unet_module import UNetModule
 
-__all__ = ["PROGRAMS", "Batch", "Program", "gpt", "mlp", "unet"]
+__all__ = ["PROGRAMS", "Batch", "Program", "gpt", "initial", "mlp", "unet"]
 
 Batch = dict[str, Tensor]
 
@@ -26,15 +26,16 @@ class Program:
     """One model, its loss and the batch of every step.
 
     Args:
-        family: which loss the JAX form takes: "mlp", "unet" or "gpt".
+        family: which loss the JAX form takes: "mlp", "unet" or "gpt"; None: there is no such form.
         sizes: what the JAX form needs beyond the weights.
         loss: of the functional form, ``loss(params, key, batch) -> ()``.
         module: builds the same model as an ``nn.Module``; its weights are then overwritten.
         module_loss: ``module_loss(module, batch) -> ()``.
         images: whether channels-last means anything.
+        compiles: whether ``torch.compile`` takes ``module_loss``.
     """
 
-    family: str
+    family: str | None
     sizes: dict[str, Any]
     params: Params
     batch: Batch
@@ -42,6 +43,7 @@ class Program:
     module: Callable[[], nn.Module]
     module_loss: Callable[[nn.Module, Batch], Tensor]
     images: bool = False
+    compiles: bool = True
 
 
 def initial(net: Any) -> Params:

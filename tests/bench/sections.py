@@ -4,7 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.bench import calls, memory, starts
+from tests.bench.adversaries import convolutional, gan_times, perceptrons
 from tests.bench.attention import attention_times
+from tests.bench.families import FAMILIES
+from tests.bench.generation import generation_times
+from tests.bench.programs import PROGRAMS
+from tests.bench.sampler import sampler_times
 from tests.bench.steps import step_times
 from tests.bench.table import Options, Table
 
@@ -25,16 +30,59 @@ class Section:
 
 
 SECTIONS: dict[str, Section] = {
-    "mlp_step": Section("MLP step", "784-512-512-10 with ReLU, batch 128.", step_times("mlp")),
-    "tiny_mlp_step": Section("Tiny MLP step", "64-32-32-10 with ReLU, batch 32.", step_times("tiny_mlp")),
+    "mlp_step": Section("MLP step", "784-512-512-10 with ReLU, batch 128.", step_times(PROGRAMS["mlp"])),
+    "tiny_mlp_step": Section("Tiny MLP step", "64-32-32-10 with ReLU, batch 32.", step_times(PROGRAMS["tiny_mlp"])),
     "unet_step": Section(
         "U-Net step",
         "32 base channels, two levels of one block, no attention, ten classes; batch 32 of 3x16x16. The functional form"
         " is channels-last, JAX has its images as (b, h, w, c).",
-        step_times("unet"),
+        step_times(PROGRAMS["unet"]),
     ),
     "gpt_step": Section(
-        "GPT step", "4 layers, width 192, 6 heads; batch 8, length 128, vocabulary 256.", step_times("gpt")
+        "GPT step", "4 layers, width 192, 6 heads; batch 8, length 128, vocabulary 256.", step_times(PROGRAMS["gpt"])
+    ),
+    "vae_step": Section(
+        "VAE step",
+        "Perceptrons 64-256-256-16 and back with ReLU, Bernoulli likelihood; batch 128. In the steps of the families"
+        " all draws come with the batch.",
+        step_times(FAMILIES["vae"]),
+    ),
+    "diffusion_step": Section(
+        "Diffusion step",
+        "EDM's loss of the U-Net of examples/diffusion_digits.py: 32 base channels, two levels of one block, ten"
+        " classes; batch 128 of 1x8x8.",
+        step_times(FAMILIES["diffusion"]),
+    ),
+    "flow_step": Section("Flow-matching step", "The same network and batch.", step_times(FAMILIES["flow"])),
+    "mean_flow_step": Section(
+        "MeanFlow step",
+        "The same network of two times; half of the batch has r < t and goes through `jvp`, in the module"
+        " `torch.func.jvp`, on which `torch.compile` fails (torch 2.13, group norm in forward mode).",
+        step_times(FAMILIES["mean_flow"]),
+    ),
+    "gan_step": Section(
+        "GAN step",
+        "R3GAN's losses, with R1 and R2, of the networks of examples/gan_digits.py: 32 and 64 channels, a residual"
+        " block at 8x8 and at 4x4; batch 64. Both players' turns, AdamW without clipping. Logits and penalties come of"
+        " one forward pass: in `fg.jit` by `vmap(value_and_grad)`, with weights channels-last; in the module by"
+        " `torch.autograd.grad(..., create_graph=True)`, which `torch.compile` refuses, or by `torch.func`.",
+        gan_times(convolutional),
+    ),
+    "gan_mlp_step": Section(
+        "GAN step, perceptrons",
+        "The same game of perceptrons 74-256-256-1 and 42-256-256-64, where operations are small.",
+        gan_times(perceptrons),
+    ),
+    "sampler": Section(
+        "Sampler of 20 steps",
+        "Heun's method, 39 evaluations of the U-Net of examples/diffusion_digits.py, at batch 1.",
+        sampler_times,
+    ),
+    "generation": Section(
+        "Generation of 256 tokens",
+        "A GPT of 4 layers, width 192 and 6 heads continues 16 tokens to 256, at batch 1: with keys and values of"
+        " earlier tokens kept, or all computed again for each token.",
+        generation_times,
     ),
     "unet_compile": Section(
         "U-Net, cold compile",

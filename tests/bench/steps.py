@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from tests.bench.programs import PROGRAMS, Program
+from tests.bench.programs import Program
 from tests.bench.table import Options, Table, attempt
 from tests.bench.timing import interleave
 from tests.bench.variants import makers
 
-__all__ = ["check_equal", "first_losses", "step_times", "time_steps"]
+__all__ = ["check_equal", "first_losses", "step_times", "time_forms", "time_steps"]
 
 STEPS, TOLERANCE = 5, 1e-3  # float32 and Adam's g / |g|, which turns rounding errors of small gradients into steps
 SETTLE = 0.01  # seconds; an OpenMP thread of torch spins for some milliseconds after its last work
@@ -37,22 +37,25 @@ def check_equal(losses: dict[str, list[float]]) -> float:
     return worst
 
 
-def time_steps(program: Program, options: Options) -> Table:
+def time_forms(makers: dict[str, Callable[[], Callable[[], Any]]], options: Options) -> Table:
     """Milliseconds of one step in every form."""
 
     def start(make: Callable[[], Callable[[], Any]]) -> tuple[Callable[[], Any], list[float]]:
         run = make()
         return run, first_losses(run)
 
-    started, failures = attempt(
-        {name: lambda make=make: start(make) for name, make in makers(program, options.backend).items()}
-    )
+    started, failures = attempt({name: lambda make=make: start(make) for name, make in makers.items()})
     worst = check_equal({name: losses for name, (_, losses) in started.items()})
     times = interleave({name: run for name, (run, _) in started.items()}, options.rounds, settle=SETTLE)
     note = f"Losses of the first five steps agree to {worst:.0e}."
     return Table("s", times, failures, note).scaled(1e3, "ms")
 
 
-def step_times(name: str) -> Callable[[Options], Table]:
-    """The section of the program ``name``."""
-    return lambda options: time_steps(PROGRAMS[name](), options)
+def time_steps(program: Program, options: Options) -> Table:
+    """:func:`time_forms` of a program."""
+    return time_forms(makers(program, options.backend), options)
+
+
+def step_times(program: Callable[[], Program]) -> Callable[[Options], Table]:
+    """The section of a program."""
+    return lambda options: time_steps(program(), options)

@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-__all__ = ["DECOMPOSITIONS", "group_norm", "group_norm_backward", "nll_loss_backward"]
+__all__ = ["DECOMPOSITIONS", "group_norm", "group_norm_backward", "nll_loss_backward", "weight_gradient"]
 
 
 def _precise(x: Tensor) -> Tensor:
@@ -85,7 +85,38 @@ def nll_loss_backward(
 
 _aten: Any = torch.ops.aten
 
+
+def weight_gradient(
+    x: Tensor, w: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], dilation: list[int],
+    transposed: bool, output_padding: list[int], groups: int,
+) -> Any:  # fmt: skip
+    """A convolution with a kernel of the size of images as what it is: the gradient of the weight of another one.
+
+    torch writes it so in the second derivative (of a gradient penalty, say), with channels and batch interchanged, for
+    which oneDNN's kernels are two to three times slower.
+    """
+    if bias is not None or transposed or groups != 1 or x.ndim != 4 or not (_is_turned(x) and _is_turned(w)):
+        return NotImplemented
+    axes = list(zip(x.shape[2:], w.shape[2:], stride, padding, dilation, strict=True))
+    kernel = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
+    output = [(n + 2 * p - s * (k - 1) - 1) // d + 1 for (n, _, s, p, d), k in zip(axes, kernel, strict=True)]
+    if output != list(w.shape[2:]) or max(kernel) > max(output):
+        return NotImplemented
+    like = x.new_empty(()).expand(w.shape[0], x.shape[0], *kernel)
+    _, gradient, _ = _aten.convolution_backward.default(
+        w.transpose(0, 1), x.transpose(0, 1), like, None, dilation, padding, stride, False, [0, 0], 1,
+        [False, True, False],
+    )  # fmt: skip
+    return gradient.transpose(0, 1)
+
+
+def _is_turned(x: Tensor) -> bool:
+    """Whether the first two axes have changed places, or may have."""
+    return x.stride(0) <= x.stride(1)
+
+
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    _aten.convolution.default: weight_gradient,
     _aten.native_group_norm.default: group_norm,
     _aten.native_group_norm_backward.default: group_norm_backward,
     _aten.nll_loss_backward.default: nll_loss_backward,
