@@ -1,4 +1,4 @@
-"""Writes what the examples measured into docs/examples.md, and their pictures beside it.
+"""Writes what the examples measured into the pages of docs/ that show it, and their pictures beside them.
 
 python examples/examples_page.py    # after the examples: reads runs/*/metrics.json and the pictures there
 """
@@ -20,6 +20,16 @@ PICTURES = {  # of each example: file in its folder -> file in docs
     "text_classifier": {"confusion": "text_confusion"},
     "fine_tuning": {},
     "your_own_optimizer": {},
+    "gan_digits": {"samples": "gan_samples", "progress": "gan_progress"},
+    "vae_digits": {"samples": "vae_samples", "interpolation": "vae_interpolation"},
+    "vq_digits": {"samples": "vae_vq_samples"},
+    "flow_digits": {"samples": "flow_samples", "mean_flow/samples": "flow_one_step"},
+    "inpaint_digits": {"upper_half": "inpaint_upper_half", "2x2_means": "inpaint_means"},
+    "densities_2d": {"densities": "densities_2d"},
+    "gpt_stdlib": {"loss": "gpt_loss"},
+    "gan_ring": {"samples": "exercise_ring_samples", "training": "exercise_ring_training"},
+    "unet_memory": {"memory": "exercise_unet_memory"},
+    "ema_quality": {"quality": "exercise_ema_quality"},
 }
 
 
@@ -37,13 +47,18 @@ def markdown(metrics: dict[str, dict[str, float] | float]) -> list[str]:
     return [row(head), row(["---"] * len(head)), *map(row, body)]
 
 
+def page_of(name: str) -> Path:
+    """The page that shows an example: it has a line ``<!-- name -->``."""
+    return next(page for page in sorted(DOCS.glob("*.md")) if f"<!-- {name} -->" in page.read_text())
+
+
 def main(config: Config) -> None:
-    """Fills the page's tables and copies the pictures, of those examples that were run."""
-    page = DOCS / "examples.md"
+    """Fills the pages' tables and copies the pictures, of those examples that were run."""
     for name, pictures in PICTURES.items():
         folder = Path(config.runs) / name
         if (folder / "metrics.json").exists():
             metrics = json.loads((folder / "metrics.json").read_text())
+            page = page_of(name)
             page.write_text(replace(page.read_text(), name, markdown(metrics)))
             for source, target in pictures.items():
                 shutil.copy(folder / f"{source}.png", DOCS / f"{target}.png")

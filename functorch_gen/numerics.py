@@ -24,6 +24,7 @@ __all__ = [
     "distance",
     "divide_no_nan",
     "log1mexp",
+    "log_ndtr",
     "log_sigmoid",
     "logaddexp",
     "logsumexp",
@@ -269,6 +270,20 @@ def log1mexp(x: Tensor) -> Tensor:
     small = x < math.log(2)
     near = safe_where(small, lambda x: torch.log(-torch.expm1(-x)), x)
     return safe_where(~small, lambda x: torch.log1p(-torch.exp(-x)), x, otherwise=near)
+
+
+@_in_float32
+def log_ndtr(x: Tensor) -> Tensor:
+    """Logarithm of the standard normal distribution function, to full precision in both tails.
+
+    ``torch.special.log_ndtr`` has no batching rule.
+
+    >>> log_ndtr(torch.tensor([-20.0, 0.0, 8.0]))
+    tensor([-2.0392e+02, -6.9315e-01, -6.1026e-16])
+    """
+    lower = x < 0
+    left = safe_where(lower, lambda x: (0.5 * torch.special.erfcx(-math.sqrt(0.5) * x)).log() - 0.5 * x**2, x)
+    return safe_where(~lower, lambda x: torch.log1p(-0.5 * torch.erfc(math.sqrt(0.5) * x)), x, otherwise=left)
 
 
 @_in_float32

@@ -180,6 +180,17 @@ def test_pairwise_distances_of_close_points_do_not_cancel():
     assert numerics.pairwise_distances(x, y).item() == 2.0**-13
 
 
+def test_log_ndtr_and_its_slope_are_torchs():
+    x = torch.linspace(-40, 40, 401, dtype=torch.float64)
+    theirs = x.clone().requires_grad_()
+    expected = torch.special.log_ndtr(theirs)
+    torch.testing.assert_close(numerics.log_ndtr(x), expected.detach(), rtol=1e-14, atol=0)
+    slope = vmap(grad(numerics.log_ndtr))(x)
+    torch.testing.assert_close(slope, torch.autograd.grad(expected.sum(), theirs)[0], rtol=1e-11, atol=1e-300)
+    curvature = vmap(grad(grad(numerics.log_ndtr)))(x)
+    torch.testing.assert_close(curvature, -slope * (x + slope), rtol=1e-9, atol=1e-9)  # phi' = -x phi
+
+
 @pytest.mark.parametrize(("x", "expected"), [(1e-300, math.log(1e-300)), (1e-10, math.log(1e-10) - 5e-11)])
 def test_log1mexp_is_accurate_near_zero(x, expected):
     assert numerics.log1mexp(vector(x)).item() == pytest.approx(expected, rel=1e-15)  # log(x - x^2 / 2 + ...)
@@ -221,6 +232,7 @@ def test_norm_of_nothing_is_zero():
         numerics.softplus,
         numerics.log_sigmoid,
         numerics.log1mexp,
+        numerics.log_ndtr,
         numerics.logsumexp,
         lambda x: numerics.logaddexp(x, x),
         lambda x: numerics.xlogy(x, x),
@@ -245,6 +257,7 @@ def test_nan_comes_out(fun):
         lambda x: numerics.pairwise_distances(x[:, None], x[:, None]),
         numerics.softplus,
         numerics.log1mexp,
+        lambda x: numerics.log_ndtr(-x),
         numerics.logsumexp,
         lambda x: numerics.logaddexp(x, x.flip(0)),
         lambda x: numerics.xlogy(x, x.flip(0)),

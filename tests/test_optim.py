@@ -173,6 +173,11 @@ def test_clip_bounds_every_element(a, bound):
     assert clipped.tolist() == [max(-bound, min(bound, x)) for x in a]
 
 
+def test_clip_by_global_norm_without_bound_changes_nothing():
+    grads = {"a": torch.tensor([3.0, -4.0])}
+    assert tree.equal(optim.clip_by_global_norm(math.inf).update(grads, ())[0], grads)
+
+
 def test_clip_by_global_norm_spreads_nan():
     grads = {"a": torch.tensor([math.nan]), "b": torch.ones(2)}
     clipped, _ = optim.clip_by_global_norm(1.0).update(grads, ())

@@ -18,17 +18,24 @@ from rows import (
     combinators,
     control,
     custom,
+    flow_matching,
+    gan,
     layers,
     layers_more,
+    lm,
     losses,
     networks,
     numerics,
+    ode,
     optimizers,
     programs,
     recurrent,
+    samplers,
     schedules,
     state,
+    vae,
 )
+from rows import diffusion as diffusion_more
 from torch import Tensor
 from zoo_case import ALIKE, Case, Draw, from_draw
 
@@ -54,6 +61,13 @@ ROWS = [
     axes,
     numerics,
     programs,
+    diffusion_more,
+    samplers,
+    ode,
+    flow_matching,
+    gan,
+    vae,
+    lm,
 ]
 
 

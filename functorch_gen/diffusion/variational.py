@@ -158,10 +158,10 @@ def discretized_gaussian_nll(mean: Tensor, log_var: Tensor, x: Tensor, *, levels
     upper, lower = (gap + half) * precision, (gap - half) * precision
     above = gap > 0  # there by symmetry: both ends in the lower tail
     a, b = torch.where(above, -lower, upper), torch.where(above, -upper, lower)
-    log_cdf = torch.special.log_ndtr
-    inside = log_cdf(a) + numerics.log1mexp(log_cdf(a) - log_cdf(b))
+    inside = numerics.log_ndtr(a) + numerics.log1mexp(numerics.log_ndtr(a) - numerics.log_ndtr(b))
     first, last = x < -1 + half, x > 1 - half
-    return -sum_per_example(torch.where(first, log_cdf(upper), torch.where(last, log_cdf(-lower), inside)))
+    outer = torch.where(first, numerics.log_ndtr(upper), numerics.log_ndtr(-lower))
+    return -sum_per_example(torch.where(first | last, outer, inside))
 
 
 def decoder_nll(schedule: NoiseSchedule, estimate: Estimate, x: Tensor, t: Tensor, *, levels: int | None) -> Tensor:

@@ -208,6 +208,7 @@ class UNet:
         remat: recompute the inside of each block in the backward pass: less memory, about a quarter more time.
         out_channels: as ``in_channels`` when None.
         timed: False: it is called without t.
+        num_times: times that each example has, each with features of its own: with 2 and more, t is (b, num_times).
     Raises:
         ValueError: for sizes that do not fit; when called, for x, t or label of a wrong shape.
 
@@ -238,12 +239,13 @@ class UNet:
     remat: bool = False
     out_channels: int | None = None
     timed: bool = True
+    num_times: int = 1
 
     def __post_init__(self) -> None:
         freeze(self)
         check_sizes("UNet", in_channels=self.in_channels, base_channels=self.base_channels)
         check_sizes("UNet", channel_mults=self.channel_mults, num_blocks=self.num_blocks)
-        check_sizes("UNet", num_heads=self.num_heads, num_groups=self.num_groups)
+        check_sizes("UNet", num_heads=self.num_heads, num_groups=self.num_groups, num_times=self.num_times)
         optional = {"num_classes": self.num_classes, "embed_dim": self.embed_dim, "out_channels": self.out_channels}
         check_sizes("UNet", **{name: size for name, size in optional.items() if size is not None})
         check_positive("UNet", time_scale=self.time_scale)
@@ -297,7 +299,7 @@ class UNet:
         }
         if self.timed:
             parts["features"] = SinusoidalFeatures(self.base_channels, scale=self.time_scale)
-            parts["time1"], parts["time2"] = Linear(self.base_channels, d), Linear(d, d)
+            parts["time1"], parts["time2"] = Linear(self.num_times * self.base_channels, d), Linear(d, d)
         if self.num_classes is not None:
             parts["label"] = Embedding(self.num_classes + 1, d)
         for level in range(self.levels):
@@ -330,7 +332,8 @@ class UNet:
         """(b, c, h, w), (b,), (b,) -> (b, out_channels, h, w).
 
         Args:
-            t: time or log noise level, of any range: [0, 1], or ln(sigma) / 4 in EDM; None when not ``timed``.
+            t: time or log noise level, of any range: [0, 1], or ln(sigma) / 4 in EDM; None when not ``timed``. With
+                ``num_times`` > 1 (b, num_times).
             label: class of each example, ``num_classes`` for none; None: none for all.
             key: draws the dropout; None: no dropout.
         """
@@ -351,7 +354,8 @@ class UNet:
 
     def _embed(self, f: Bound, t: Tensor | None, label: Tensor | None, x: Tensor) -> Tensor | None:
         """Time and class as one vector for each example: (b,), (b,) -> (b, d)."""
-        embed = None if t is None else f.time2(F.silu(f.time1(f.features(t).to(x.dtype))))
+        features = None if t is None else rearrange(f.features(t).to(x.dtype), "b ... c -> b (... c)")
+        embed = None if features is None else f.time2(F.silu(f.time1(features)))
         if self.num_classes is not None:
             none = torch.full((x.shape[0],), self.num_classes, device=x.device)
             row = f.label(none if label is None else label)
@@ -363,7 +367,7 @@ class UNet:
         if sizes["h"] % self.factor or sizes["w"] % self.factor:
             raise ValueError(f"UNet: x: expected height and width divisible by {self.factor}, got {tuple(x.shape)}")
         if self.timed:
-            check_shape(t, "b", "UNet: t", b=sizes["b"])
+            check_shape(t, "b" if self.num_times == 1 else "b n", "UNet: t", b=sizes["b"], n=self.num_times)
             check_floating(t, "UNet: t")
         elif t is not None:
             raise ValueError("UNet: t: expected None with timed=False, got a tensor")

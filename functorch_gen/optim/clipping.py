@@ -51,7 +51,8 @@ def clip_by_global_norm(max_norm: Number) -> GradientTransformation:
         if not tree.leaves(grads):
             return grads
         norm: Tensor = tree.norm(tree.map(at_least_float32, grads))
-        factor = max_norm / torch.where(norm <= max_norm, max_norm, norm)
+        fits = norm <= max_norm
+        factor = torch.where(fits, 1.0, max_norm / torch.where(fits, 1.0, norm))
         return tree.map(lambda g: (factor * g).to(g.dtype), grads)
 
     return stateless("clip_by_global_norm", transform)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from zoo_case import Case, Draw, from_draw
+from zoo_case import ALIKE, Case, Draw, from_draw
 
 from functorch_gen import interop, numerics, tree
 from functorch_gen.typing import Tree
@@ -39,6 +39,7 @@ CASES = [
     of_x("logsumexp", lambda x: numerics.logsumexp(x, 1), (3, 4)),
     of_x("logaddexp", numerics.logaddexp, (5,), (5,)),
     of_x("softplus", lambda x: numerics.softplus(10 * x), (7,)),
+    from_draw("numerics.log_ndtr", numerics.log_ndtr, lambda d: (3 * d(7),), table=ALIKE),
     of_module("MLP", MLP, 2, 3),
     of_module("CNN with BatchNorm", CNN, 3, 1, 3, 3),
     of_module("CNN with BatchNorm in training", CNN, 3, 1, 3, 3, train=True),
