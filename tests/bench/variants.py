@@ -93,13 +93,13 @@ class ModuleStep:
 
 def jax_step(program: Program) -> Callable[[], Any]:
     """``jax.jit`` with optax and the old state donated; waits for the result."""
+    if program.family is None:
+        raise ValueError("jax_step: expected a program with a JAX form, got one without")
     import jax
     import optax
 
     from tests.bench.jax_programs import LOSSES, batch_of, params_of
 
-    if program.family is None:
-        raise ValueError("jax_step: expected a program with a JAX form, got one without")
     loss_fn = LOSSES[program.family](program.sizes)
     tx = optax.chain(optax.clip_by_global_norm(MAX_NORM), optax.adamw(RATE, B1, B2, EPS, weight_decay=WEIGHT_DECAY))
 
