@@ -76,6 +76,7 @@ CASES = [
         lambda d: ({"linear": {"weight": d(1, 4), "bias": d(1)}}, d(3, 3), d(2, 3), d(2, 3), d.times(2)),
         table=ALIKE,
     ),
+    from_draw("diffusion.P2Weight", diffusion.P2Weight(0.5, 2.0), lambda d: (d(3),), table=ALIKE),
     from_draw("diffusion.balance", diffusion.balance, lambda d: (d.times(3), d(3)), table=ALIKE),
     from_draw(
         "diffusion.likelihood_weight",

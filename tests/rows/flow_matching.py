@@ -32,6 +32,12 @@ DETACHED = "the target is held constant: finite differences of the loss see it m
 
 PATHS = [
     from_draw(
+        "flow_matching.ConditionalOT",
+        lambda x, noise, t: flow_matching.conditional_velocity(flow_matching.ConditionalOT(0.1), x, noise, t),
+        lambda d: (d(2, 3), d(2, 3), d.times(2)),
+        table=ALIKE,
+    ),
+    from_draw(
         "flow_matching.conditional_velocity",
         lambda x, noise, t: flow_matching.conditional_velocity(flow_matching.Trigonometric(), x, noise, t),
         lambda d: (d(2, 3), d(2, 3), d.times(2)),

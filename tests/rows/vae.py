@@ -120,6 +120,12 @@ CASES = [
         dtype="float32 of integers",
     ),
     from_draw(
+        "vae.straight_through",
+        lambda z: vae.straight_through(z, z.round()),
+        lambda d: (d(3),),
+        derivatives="the gradient is that of the vector, not of the value, which is a step function",
+    ),
+    from_draw(
         "vae.pullback_metric",
         lambda w, z: vae.pullback_metric(lambda z: torch.tanh(z @ w), z),
         lambda d: (d(2, 3), d(2, 2)),
