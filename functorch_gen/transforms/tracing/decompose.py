@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from functorch_gen.transforms.tracing.decompositions import DECOMPOSITIONS
 from functorch_gen.transforms.tracing.functional import functional
 from functorch_gen.transforms.tracing.graph import is_view, layout, memory, output_node, simplify, value
+from functorch_gen.transforms.tracing.multiples import share_multiples
 
 __all__ = ["TRACING", "decompose"]
 
@@ -35,6 +36,7 @@ def decompose(module: fx.GraphModule, mode: FakeTensorMode) -> fx.GraphModule:
             module = functional(module, mode)
     module = _Decomposition(module, mode, {**select_decomp_table(), **DECOMPOSITIONS}).run()
     simplify(module)
+    share_multiples(module.graph, mode)
     _separate_results(module.graph)
     return module
 
