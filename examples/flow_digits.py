@@ -38,6 +38,7 @@ class Config:
     ema_decay: float = 0.999  # of the averaged parameters, which draw the samples
     ratio: float = 0.5  # share of MeanFlow's batch with r < t; the rest holds u at r = t to the velocity
     to_data: float = 0.5  # share of these with r = 0, which one step needs
+    power: float = 0.5  # of MeanFlow's weights; at 1 the small errors at r = t count as much as those of long jumps
     base_channels: int = 32  # width of the U-Net
     sample_steps: int = 20  # midpoint steps of flow matching
     samples_per_class: int = 100  # in samples.npz
@@ -105,7 +106,7 @@ def make_mean_flow_loss(config: Config, model: Model, flow: Any) -> Callable[...
     def loss_fn(params: Any, key: Tensor, batch: dict[str, Tensor]) -> Tensor:
         u, velocity = model.average_velocity(params), model.velocity(flow, batch["label"])
         options: dict[str, Any] = {"guide": lambda x_t, v, t: velocity(x_t, t)} if config.teach else {}
-        options |= {"time": times, "ratio": config.ratio}
+        options |= {"time": times, "ratio": config.ratio, "power": config.power}
         return flow_matching.mean_flow_loss(u, key, batch["image"], batch["label"], **options).mean()
 
     return loss_fn

@@ -115,7 +115,7 @@ def check_number(
         ...
     ValueError: adam: expected 0 <= b1 < 1, got 1.0
     """
-    if isinstance(value, bool) or not hasattr(value, "__rsub__"):
+    if isinstance(value, bool) or not (isinstance(value, int | float) or hasattr(value, "__rsub__")):
         raise TypeError(f"{name}: expected {argument} to be a number or a 0-d tensor, got {type(value).__name__}")
     if isinstance(value, Tensor) and value.ndim:
         raise ValueError(f"{name}: expected {argument} to be a number or a 0-d tensor, got shape {tuple(value.shape)}")

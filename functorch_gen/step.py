@@ -135,7 +135,7 @@ def make_step(
         ``step(train_state, batch) -> (train_state, metrics)``; the metrics are ``loss``, ``grad_norm`` (the Euclidean
         norm over all gradients, before clipping) and, with ``has_aux``, ``aux``.
     Raises:
-        ValueError: by the step, if the loss is not 0-d.
+        ValueError: by the step, if the loss is not 0-d, or only one of step and state has an average.
         TypeError: by the step, if ``loss_fn`` does not return the pair it should, or the state is flat and the step
             not, or the other way round.
 
@@ -153,6 +153,8 @@ def make_step(
     def step(train_state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         params, state, opt_state, ema_state, key, count = train_state
         _check_form(params, flat)
+        if (ema is None) != (ema_state is None):
+            raise ValueError("make_step: expected init_state to be given the same ema, got one with and one without")
         extra = {"layout": params.layout} if flat else {}
         scale = _loss_scale(opt_state)
         (_, (loss, state, aux)), grads = differentiate(params, scale, state, random.fold_in(key, count), batch)

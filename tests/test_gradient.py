@@ -274,6 +274,19 @@ def test_linearize_equals_jvp():
     assert torch.allclose(inside, 2 * X**2)
 
 
+def test_linearize_of_a_function_that_goes_forward_itself():
+    x = torch.tensor(2.0, dtype=F64)
+    out, push = fg.linearize(lambda x: fg.jvp(lambda y: y**3 * x, (x,), (torch.ones_like(x),))[1], x)  # 3 x^3
+    assert out == 24
+    assert push(torch.ones_like(x)) == 36
+
+
+def test_linearize_of_an_expanded_input():
+    out, push = fg.linearize(lambda x: (x**2).sum(), torch.tensor(2.0).expand(3))
+    assert out == 12
+    assert push(torch.ones(3)) == 12
+
+
 def test_stop_gradient_cuts_every_mode_and_level():
     def g(x):
         return x * fg.stop_gradient({"a": x, "n": 1})["a"]

@@ -191,6 +191,13 @@ def test_init_state_holds_what_it_was_given():
     assert isinstance(train_state, TrainState)
 
 
+def test_make_step_refuses_a_state_of_another_average():
+    tx, mean = optim.sgd(0.1), ema.constant(0.9)
+    for given, kept in ((mean, None), (None, mean)):
+        with pytest.raises(ValueError, match="make_step: expected init_state to be given the same ema, got one with"):
+            make_step(plain_loss, tx, ema=given)(init_state(new_params(), tx, KEY, ema=kept), None)
+
+
 def test_init_state_without_ema_and_state_holds_empty_trees():
     train_state = init_state(new_params(), optim.sgd(0.1), KEY)
     assert train_state.ema is None

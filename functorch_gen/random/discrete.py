@@ -145,6 +145,7 @@ def categorical(
         shape: leading axes of independent draws, then the axes of ``logits`` without ``axis`` (the default).
         replace: False draws the leading axes without replacement (the top k: Kool et al. 2019, arXiv:1903.06059).
         mode: of the noise; ``"low"`` is wrong about probabilities below 1e-7 in ``float32``, ``"high"`` below 1e-14.
+            In ``bfloat16``, as in JAX, below 1e-2: give it ``logits.float()``.
     Raises:
         TypeError: if ``key`` is no int32 tensor or ``logits`` is not floating.
         ValueError: if ``axis`` is out of range, ``shape`` does not end as ``logits`` asks, or too many are to be drawn

@@ -81,7 +81,13 @@ def linearize(fun: Callable[..., Any], *primals: Tree) -> tuple[Tree, Callable[.
     with warnings.catch_warnings(), outside_inference():
         # torch's constant folding warns of a step of its own
         warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node", UserWarning)
-        values, push = torch.func.linearize(lambda *leaves: outputs.put(picked.call(*leaves)), *picked.leaves)
+        leaves = map(dense, picked.leaves)
+        try:
+            values, push = torch.func.linearize(lambda *leaves: outputs.put(picked.call(*leaves)), *leaves)
+        except RuntimeError as error:
+            if "Nested forward mode" not in str(error):
+                raise
+            return fun(*primals), again  # fun goes forward itself
     out = outputs.get(values)
     if any(x.requires_grad for x in values):  # a closed-over tensor wants its gradient
         return out, again
