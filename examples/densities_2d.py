@@ -7,6 +7,7 @@ of a model, less the entropy of the target, is its Kullback-Leibler divergence: 
 """
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ import functorch_gen as fg
 from functorch_gen import gan
 
 EDGE = 2.75  # the picture shows so many standard deviations to each side
+CELL = 112  # pixels of a side of its panels, or more: the names above them have room
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,9 @@ class Config:
 def train(key: Tensor, config: Config, family: Family, data: Tensor) -> Any:
     """Trains a model of each target (k, n, 2): -> their averaged parameters, stacked."""
     steps = max(1, int(family.share * config.steps))
-    schedule = fg.optim.warmup_cosine_decay_schedule(0.0, config.learning_rate, 100, max(steps, 101))
-    tx, average = fg.optim.adam(schedule, b2=0.99), fg.ema.warmup(config.ema_decay)
+    rate = family.rate * config.learning_rate
+    schedule = fg.optim.warmup_cosine_decay_schedule(0.0, rate, 100, max(steps, 101))
+    tx, average = fg.optim.adam(schedule, b1=family.momentum, b2=0.99), fg.ema.warmup(config.ema_decay)
     key_init, key_run = fg.random.split(key)
     params = fg.vmap(family.init)(fg.random.split(key_init, len(data)))
 
@@ -159,7 +162,8 @@ def save(out: Path, config: Config, problem: Problem, pictures: dict[str, Tensor
     shades = torch.stack([1 - 2 * (density / peak).clamp(max=1) for density in pictures.values()], 1)
     images = rearrange(shades, "k m (h w) -> (k m) 1 h w", h=config.cells)
     labels: Any = {"row_labels": targets_2d.TARGETS, "column_labels": list(pictures)}
-    fg.plot.image_grid(images, out / "densities.png", columns=len(pictures), **labels)
+    scale = math.ceil(CELL / config.cells)
+    fg.plot.image_grid(images, out / "densities.png", columns=len(pictures), scale=scale, **labels)
     arrays: Any = {name: (problem.mean + problem.std * z).numpy() for name, z in drawn.items()}
     np.savez_compressed(out / "samples.npz", **arrays)
 

@@ -122,7 +122,7 @@ def train(config: Config, gpt: fg.models.GPT, text: Tensor) -> tuple[Any, list[f
         at = fg.random.randint(fg.random.fold_in(key_data, n), (config.batch_size,), 0, len(sequences))
         return sequences[at].long()
 
-    state, _ = step(state, batch(0), zero)  # compiles, and changes nothing: the rate is 0
+    state, _ = step(state, batch(0), zero)  # compiles; the parameters stay, for the rate is 0
     compiled, end = time.perf_counter(), begin + 60 * config.minutes
     losses: list[float] = []
     while (now := time.perf_counter()) < end or not losses:

@@ -176,6 +176,17 @@ def test_errors_name_the_argument():
         consistency_loss(network, KEY, x.long())
     with pytest.raises(ValueError, match="sample_consistency: expected times, got none"):
         sample_consistency(KEY, network, (3, 2), times=())
+    for times in ((2.0,), (0.5, 1.0), (1.0, 0.0)):
+        with pytest.raises(ValueError, match=r"sample_consistency: expected times that fall within \(0, 1\], got"):
+            sample_consistency(KEY, network, (3, 2), times=times)
+    with pytest.raises(ValueError, match=r"sample_consistency: consistency: expected a velocity of shape \(3, 2\)"):
+        sample_consistency(KEY, lambda x, t: x[:, :1], (3, 2))
+    with pytest.raises(ValueError, match=r"consistency_tangent: velocity: expected a velocity .* got \(3, 1\)"):
+        consistency_loss(network, KEY, x, teacher=lambda x, t: x[:, :1])
+    with pytest.raises(ValueError, match=r"consistency_loss: log_weight\(t\): expected shape \(b=3,\), got \(3, 1\)"):
+        consistency_loss(network, KEY, x, log_weight=lambda t: t[:, None])
+    with pytest.raises(ValueError, match=r"consistency_function: t: expected shape \(b=3,\), got \(2,\)"):
+        consistency_function(network)(x, torch.ones(2))
 
 
 def make_step(**options):

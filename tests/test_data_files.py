@@ -126,6 +126,16 @@ def test_tokenizer_of_bad_arguments_is_an_error(use, message):
         use()
 
 
+@pytest.mark.parametrize("tokenizer", [CharTokenizer("ab"), ByteTokenizer()], ids=["char", "byte"])
+def test_tokenizer_names_what_is_no_text_and_no_token(tokenizer):
+    for text, got in ((b"ab", "bytes"), (3, "int")):
+        with pytest.raises(TypeError, match=f"Tokenizer: expected text to be a str, got {got}"):
+            tokenizer.encode(text)
+    for tokens, got in (([1], "list"), (torch.ones(1), r"torch\.float32"), (torch.ones(1).bool(), r"torch\.bool")):
+        with pytest.raises(TypeError, match=f"Tokenizer: expected tokens to be a tensor of integers, got {got}"):
+            tokenizer.decode(tokens)
+
+
 # Memory-mapped arrays.
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.int64, torch.int8, torch.uint8, torch.uint16, torch.bool]

@@ -152,6 +152,7 @@ def test_wrong_sizes_and_labels_are_refused():
         (lambda: DCGANGenerator(1, 4, latent_dim=0), ValueError, "DCGANGenerator: expected latent_dim >= 1, got 0"),
         (lambda: DCGANDiscriminator(1, 4, group_size=-1), ValueError, "expected group_size >= 0, got -1"),
         (lambda: DCGANGenerator(1, 4, num_classes=0), ValueError, "DCGANGenerator: expected num_classes >= 1, got 0"),
+        (lambda: PlainResBlock(0), ValueError, "PlainResBlock: expected channels >= 1, got 0"),
         (lambda: g(g_params, z), ValueError, r"DCGANGenerator: label: expected labels \(b,\), got None"),
         (lambda: g(g_params, z, torch.zeros(2)), TypeError, "DCGANGenerator: label: expected an int64 or int32 tensor"),
         (lambda: g(g_params, z, torch.zeros(3).long()), ValueError, r"DCGANGenerator: label: expected shape \(b=2,\)"),

@@ -405,3 +405,9 @@ def test_bad_input_is_named():
         hybrid_loss(same, random.key(0), x, **options)
     with pytest.raises(TypeError, match=r"hybrid_loss: x: expected a floating-point tensor, got torch\.int64"):
         hybrid_loss(same, random.key(0), x.long(), **options)
+    with pytest.raises(ValueError, match=r"posterior: x: expected shape \(2, 3\), as x_t has, got \(2, 1\)"):
+        variational_bound(lambda x_t, t: x_t[:, :1], random.key(0), x, **options)
+    with pytest.raises(ValueError, match=r"decoder_nll: estimate: expected shape \(2, 3\), as x has, got \(2, 1\)"):
+        decoder_nll(VPCosine(), x[:, :1], x, torch.ones(2), levels=None)
+    with pytest.raises(ValueError, match=r"denoiser_and_variance: x_t: expected shape \(b, c, \.\.\.\), got \(2,\)"):
+        hybrid_loss(same, random.key(0), x[:, 0], **options)

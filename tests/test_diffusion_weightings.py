@@ -5,12 +5,17 @@ import math
 import pytest
 import torch
 
-from functorch_gen import ema, jit, optim, random
+from functorch_gen import ema, grad, jit, optim, random
 from functorch_gen.diffusion import (
+    EDMWeight,
+    LogitNormalTime,
+    LogNormalTime,
+    MinSNRWeight,
     P2Weight,
     Prediction,
     StratifiedTime,
     Uncertainty,
+    UniformTime,
     balance,
     likelihood_weight,
     loss,
@@ -38,6 +43,17 @@ def test_p2_weight_of_the_noise_is_that_of_the_paper(gamma, k):
     found = loss_at(silent, x, noise, TIMES, schedule=VPLinear(), prediction="eps", weighting=P2Weight(gamma, k))
     snr = VPLinear().alpha(TIMES) ** 2 / VPLinear().sigma(TIMES) ** 2
     torch.testing.assert_close(found, (noise**2).mean(1) / (k + snr) ** gamma, rtol=1e-12, atol=0)
+
+
+@pytest.mark.slow
+def test_p2_weight_without_an_exponent_compiles():
+    # x ** 0 within a loop that Inductor generates, and its derivative
+    def total(level, prediction):
+        return (P2Weight(gamma=0.0)(level) * (level - prediction) ** 2).sum()
+
+    level, prediction = (random.normal(random.key(i), (5,)) for i in (0, 1))
+    gradients = grad(total, argnums=(0, 1))
+    torch.testing.assert_close(jit(gradients)(level, prediction), gradients(level, prediction))
 
 
 def test_likelihood_weight_of_the_score_is_half_the_rate_of_noising():
@@ -132,3 +148,34 @@ def test_training_step_with_uncertainty_is_one_graph():
     assert step.traces == 1
     assert metrics["loss"].isfinite()
     assert state.params["u"]["linear"]["weight"].abs().max() > 0
+
+
+# Bad settings.
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MinSNRWeight(0.0), "MinSNRWeight: expected gamma > 0, got 0.0"),
+        (lambda: EDMWeight(0.0), "EDMWeight: expected sigma_data > 0, got 0.0"),
+        (lambda: P2Weight(gamma=-1.0), "P2Weight: expected 0 <= gamma, got -1.0"),
+        (lambda: P2Weight(k=-1.0), "P2Weight: expected 0 <= k, got -1.0"),
+        (lambda: Uncertainty(0), "Uncertainty: expected features > 0, got 0"),
+        (lambda: UniformTime(0.5, 0.2), "UniformTime: expected 0 <= low < high <= 1, got low=0.5, high=0.2"),
+        (lambda: UniformTime(high=2.0), "UniformTime: expected 0 <= low < high <= 1, got low=0.0, high=2.0"),
+        (lambda: LogitNormalTime(std=-1.0), "LogitNormalTime: expected 0 <= std, got -1.0"),
+        (lambda: LogNormalTime(EDM(), std=-1.0), "LogNormalTime: expected 0 <= std, got -1.0"),
+        (lambda: balance(torch.ones(4), torch.ones(4, 1)), r"balance: u: expected shape \(4,\), as losses has, got"),
+        (lambda: weighed(lambda level: level[:, None]), r"loss: weighting: expected shape \(b=2,\), got \(2, 1\)"),
+        (lambda: weighed("snr", torch.ones(())), r"loss: x: expected shape \(b, \.\.\.\), got \(\)"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_bad_settings_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def weighed(weighting, x=None):
+    x = torch.ones(2, 3) if x is None else x
+    return loss(silent, random.key(0), x, schedule=EDM(), weighting=weighting)

@@ -18,14 +18,11 @@ from functorch_gen.flow_matching import (
     conditional_velocity,
     convert,
     entropic_coupling,
-    exact_coupling,
     log_prob,
     loss,
     loss_at,
     reflow,
     sample,
-    sinkhorn,
-    squared_distances,
     straightness,
 )
 from functorch_gen.noise import EDM, FlowMatching, VPCosine, VPLinear, mix, rates
@@ -118,6 +115,19 @@ def test_the_velocity_of_gaussian_data_tells_its_score_denoiser_and_noise(schedu
         torch.testing.assert_close(again, velocity, rtol=1e-9, atol=1e-9)
 
 
+def test_convert_names_what_does_not_fit():
+    x_t, t, options = torch.ones(4, 2), torch.ones(4), {"schedule": FlowMatching(), "source": "velocity", "to": "x"}
+    with pytest.raises(ValueError, match=r"convert: output: expected shape \(4, 2\), got \(4, 1\)"):
+        convert(x_t[:, :1], x_t, t, **options)
+    for source in ("velocity", "eps"):
+        with pytest.raises(ValueError, match=r"convert: t: expected shape \(b=4,\), got \(\)"):
+            convert(x_t, x_t, t[0], **options | {"source": source})
+    with pytest.raises(ValueError, match=r"conditional_velocity: noise: expected shape \(4, 2\), got \(4, 1\)"):
+        conditional_velocity(FlowMatching(), x_t, x_t[:, :1], t)
+    with pytest.raises(ValueError, match=r"conditional_velocity: t: expected shape \(b=4,\), got \(3,\)"):
+        conditional_velocity(FlowMatching(), x_t, x_t, t[:3])
+
+
 def test_convert_is_finite_where_a_path_is_singular():
     x_t, t = torch.ones(2, 1), torch.tensor([0.0, 0.5])
     for schedule in (VPLinear(), FlowMatching()):
@@ -190,6 +200,10 @@ def test_loss_refuses_what_does_not_fit():
         loss(lambda x_t, t: x_t, KEY, x, noise=x[:2])
     with pytest.raises(TypeError, match=r"loss: x: expected a floating-point tensor, got torch.int64"):
         loss(lambda x_t, t: x_t, KEY, torch.ones(3, 2, dtype=torch.int64))
+    with pytest.raises(TypeError, match=r"network: expected a velocity of shape \(3, 2\), got tuple"):
+        loss(lambda x_t, t: (x_t, t), KEY, x)
+    with pytest.raises(ValueError, match=r"loss: weighting\(t\): expected shape \(b=3,\), got \(3, 1\)"):
+        loss(lambda x_t, t: x_t, KEY, x, weighting=lambda t: t[:, None])
 
 
 def test_the_training_step_is_one_graph():
@@ -205,76 +219,6 @@ def test_the_training_step_is_one_graph():
         state, metrics = step(state, random.normal(random.key(seed), (6, 2)))
     assert step.traces == 1
     assert metrics["loss"].isfinite()
-
-
-# Couplings.
-
-
-def least_cost(cost: torch.Tensor) -> tuple[float, tuple[int, ...]]:
-    """By trying all permutations."""
-    rows = range(len(cost))
-    return min((sum(cost[i, j].item() for i, j in zip(rows, order)), order) for order in itertools.permutations(rows))
-
-
-def test_squared_distances_are_those_of_flattened_examples():
-    x, noise = normal(1, 3, 2, 2), normal(2, 4, 2, 2)
-    wanted = [[((a - b) ** 2).sum() for b in noise] for a in x]
-    torch.testing.assert_close(squared_distances(x, noise), torch.tensor(wanted, dtype=F64), rtol=1e-14, atol=0)
-    with pytest.raises(ValueError, match=r"expected x and noise of shapes \(n, ...\) and \(m, ...\), got \(3, 2, 2\)"):
-        squared_distances(x, noise[:, 0])
-
-
-def test_exact_coupling_is_the_best_permutation():
-    x, noise = normal(1, 6, 3), normal(2, 6, 3)
-    _, order = least_cost(squared_distances(x, noise))
-    assert torch.equal(exact_coupling(x, noise), noise[list(order)])
-
-
-def test_exact_coupling_is_refused_where_it_has_no_values():
-    x = torch.ones(2, 1)
-    for traced in (fg.jit(exact_coupling, backend="aten"), fg.vmap(exact_coupling)):
-        with pytest.raises(TypeError, match="exact_coupling: expected values, got a trace: pair batches before it"):
-            traced(x, x)
-    with pytest.raises(ValueError, match=r"exact_coupling: noise: expected shape \(2, 1\), got \(3, 1\)"):
-        exact_coupling(x, torch.ones(3, 1))
-
-
-def test_the_sums_of_a_plan_are_uniform():
-    plan = sinkhorn(squared_distances(normal(1, 4, 2), normal(2, 6, 2)), reg=0.5, steps=200).exp()
-    torch.testing.assert_close(plan.sum(1), torch.full((4,), 1 / 4, dtype=F64), rtol=1e-13, atol=0)
-    torch.testing.assert_close(plan.sum(0), torch.full((6,), 1 / 6, dtype=F64), rtol=1e-9, atol=0)  # 200 steps
-
-
-def test_a_plan_is_optimal_for_its_regularisation():
-    """Optimality: log P + C / reg = f_i + g_j, so that its mixed differences vanish."""
-    cost = squared_distances(normal(1, 4, 2), normal(2, 6, 2))
-    potentials = sinkhorn(cost, reg=0.5, steps=20) + cost / 0.5
-    mixed = potentials.diff(dim=0).diff(dim=1)
-    torch.testing.assert_close(mixed, torch.zeros_like(mixed), rtol=0, atol=1e-12)
-
-
-def test_the_cost_of_a_plan_falls_to_that_of_the_best_permutation():
-    cost = squared_distances(normal(1, 5, 2), normal(2, 5, 2))
-    least = least_cost(cost)[0] / 5
-    for reg in (1.0, 0.1, 0.02):
-        plan = sinkhorn(cost, reg=reg, steps=3000).exp()
-        # P minimises <P, C> - reg H(P), H of a permutation is log n and at most 2 log n
-        assert -1e-6 <= (plan * cost).sum() - least <= reg * math.log(5) + 1e-6
-
-
-def test_entropic_coupling_draws_from_the_plan():
-    x, noise, n = normal(1, 3, 1), normal(2, 4, 1), 20_000
-    keys = random.split(KEY, n)
-    drawn = fg.vmap(entropic_coupling, in_dims=(0, None, None))(keys, x, noise)[..., 0]  # (n, 3)
-    share = (drawn[..., None] == noise[:, 0]).double().mean(0)
-    cost = squared_distances(x, noise)
-    plan = 3 * sinkhorn(cost, reg=0.05 * cost.mean()).exp()
-    assert ((share - plan).abs() <= 4 * (plan * (1 - plan) / n).sqrt() + 1e-12).all()  # four standard errors
-
-
-def test_entropic_coupling_is_nearly_exact_for_little_regularisation():
-    x, noise = normal(1, 6, 3), normal(2, 6, 3)
-    assert torch.equal(entropic_coupling(KEY, x, noise, reg=0.002, steps=2000), exact_coupling(x, noise))
 
 
 # Along the flow.
@@ -396,8 +340,10 @@ def test_sampling_refuses_no_steps():
         lambda: sample(KEY, lambda x_t, t: x_t, (2, 1), steps=0),
         lambda: log_prob(lambda x_t, t: x_t, torch.ones(2, 1), steps=0),
     ):
-        with pytest.raises(ValueError, match="expected steps > 0, got 0"):
+        with pytest.raises(ValueError, match="expected steps >= 1, got 0"):
             call()
+    with pytest.raises(TypeError, match=r"sample: expected steps to be an int .*, got 2\.5"):
+        sample(KEY, lambda x_t, t: x_t, (2, 1), steps=2.5)
     with pytest.raises(ValueError, match=r"network: expected a velocity of shape \(2, 1\), got \(2,\)"):
         sample(KEY, lambda x_t, t: x_t[:, 0], (2, 1), steps=1)
 

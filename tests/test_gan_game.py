@@ -551,6 +551,10 @@ def test_wrong_losses_and_settings_are_refused():
         step(lambda p, *rest: (p["w"].sum(), None), whole, has_aux=True)
     with pytest.raises(TypeError, match=r"expected d_loss to return \(loss, \(state, aux\)\), got Tensor"):
         step(lambda p, *rest: (p["w"].sum(), p["w"]), whole, has_aux=True, stateful=True)
+    with pytest.raises(TypeError, match=r"gan.make_step: expected d_lazy to be a gan.Lazy, got function"):
+        step(whole, whole, d_lazy=whole)
+    with pytest.raises(ValueError, match=r"gan\.make_step: expected init_state to be given the same ema"):
+        step(whole, whole, ema=ema.constant(0.9))
     with pytest.raises(ValueError, match="Lazy: expected every >= 1, got 0"):
         gan.Lazy(whole, every=0)
     with pytest.raises(ValueError, match="consensus: expected 0 <= weight"):

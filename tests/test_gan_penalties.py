@@ -100,6 +100,18 @@ def test_gradient_penalty_takes_labels_and_images():
     torch.testing.assert_close(found, (2.0 * torch.arange(1, 4, dtype=F64) - 1) ** 2, rtol=1e-14, atol=0)
 
 
+def test_what_the_critic_also_takes_may_be_a_tree():
+    """Labels and whatever belongs to them, each example with its own; None is nothing."""
+    condition = {"scale": normal(1, 4), "shift": (normal(2, 4, 3), None)}
+    critic = lambda x, c: torch.tanh((x + c["shift"][0]) @ W) * c["scale"]
+    x = normal(0, 4, 3)
+    logits, slopes = gan.value_and_input_gradient(critic, x, condition)
+    torch.testing.assert_close(logits, critic(x, condition), rtol=1e-14, atol=0)
+    torch.testing.assert_close(slopes, torch.func.grad(lambda x: critic(x, condition).sum())(x), rtol=1e-13, atol=0)
+    zero = gan.gradient_penalty(critic, random.key(0), x, x, condition, center=0.0)
+    torch.testing.assert_close(zero, slopes.square().sum(1), rtol=1e-13, atol=0)
+
+
 def test_gradient_penalty_is_smooth_where_the_slope_is_zero():
     def loss(scale):
         x = torch.zeros(1, 2, dtype=F64)
@@ -170,7 +182,28 @@ def test_wrong_arguments_are_refused():
         (
             lambda: gan.gradient_penalty(linear, random.key(0), x, x[:1]),
             ValueError,
-            r"gradient_penalty: expected fake of shape \(2, 3\), got \(1, 3\)",
+            r"gradient_penalty: fake: expected shape \(2, 3\), as real has, got \(1, 3\)",
+        ),
+        (
+            lambda: gan.r1_penalty(linear, torch.ones(())),
+            ValueError,
+            r"input_gradient: x: expected shape \(b, ...\), got",
+        ),
+        (
+            lambda: gan.r1_penalty(lambda x, c: x.sum(1), x, {"label": torch.arange(3)}),
+            ValueError,
+            r"input_gradient: inputs: '0.label': expected a tensor \(b=2, ...\), got \(3,\)",
+        ),
+        (
+            lambda: gan.path_lengths(lambda z: z.sum(), random.key(0), x),
+            ValueError,
+            r"path_lengths: expected images \(b=2, ...\), got \(\)",
+        ),
+        (lambda: gan.path_lengths(lambda z: z, random.key(0), torch.ones(())), ValueError, "path_lengths: z: expected"),
+        (
+            lambda: gan.path_length_penalty(lambda z: z, random.key(0), x, torch.tensor(0)),
+            TypeError,
+            r"path_length_penalty: mean: expected a floating-point tensor, got torch.int64",
         ),
         (
             lambda: gan.path_length_penalty(lambda z: z, random.key(0), x, torch.zeros(1)),

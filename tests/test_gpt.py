@@ -90,20 +90,6 @@ def test_gpt_is_causal_by_the_support_of_its_gradient() -> None:
     assert torch.equal(depends, torch.ones(5, 6, dtype=torch.bool).tril())
 
 
-# Soft cap.
-
-
-def test_gpt_with_a_soft_cap_keeps_its_logits_within_it() -> None:
-    """cap tanh(logits / cap), in the cached pass too; the order stays."""
-    free, capped = models.GPT(**SIZES), models.GPT(**SIZES, soft_cap=2.0)
-    params = drawn(free)
-    logits, found = free(params, TOKENS), capped(params, TOKENS)
-    torch.testing.assert_close(found, 2 * torch.tanh(logits / 2), rtol=1e-14, atol=0)
-    assert found.abs().max() < 2 < logits.abs().max()
-    cached, _ = capped(params, TOKENS, cache=capped.init_cache(3, dtype=torch.float64))
-    torch.testing.assert_close(cached, found, rtol=1e-11, atol=1e-11)
-
-
 # Initial distribution.
 
 
@@ -234,33 +220,6 @@ def test_gpt_is_causal_by_the_support_of_the_gradient_of_its_embeddings(name: st
     assert torch.equal(depends, torch.ones(5, 5, dtype=torch.bool).tril())
 
 
-def test_gpt_with_options_is_the_composition_of_its_layers() -> None:
-    gpt = MODELS["rotary, grouped, normalised, gated"]
-    params = drawn(gpt)
-    assert "positions" not in params
-    attention = nn.MultiHeadAttention(4, 2, num_kv_heads=1, qk_norm=True, rotary_base=1e4)
-    norm, mlp = nn.RMSNorm(4), nn.GatedMLP(4, 6, 4)
-    x = params["tokens"]["weight"][TOKENS]
-    for i in range(2):
-        p = params[f"block{i}"]
-        x = x + attention(p["attention"], norm(p["norm1"], x), is_causal=True)
-        x = x + mlp(p["mlp"], norm(p["norm2"], x))
-    expected = norm(params["norm"], x) @ params["tokens"]["weight"].T
-    torch.testing.assert_close(gpt(params, TOKENS), expected, rtol=1e-12, atol=1e-12)
-
-
-def test_gpt_with_options_starts_with_the_deviations_of_gpt2() -> None:
-    """Within five standard errors, std / sqrt(2 n); what ends a branch is scaled down."""
-    options: dict[str, Any] = {"gated": True, "qk_norm": True, "norm": nn.RMSNorm, "rotary_base": 1e4}
-    gpt = models.GPT(vocab_size=64, context=32, num_layers=3, num_heads=4, embed_dim=64, **options)
-    for name, x in tree.names(gpt.init(random.key(0))).items():
-        if "norm" in name or name.endswith("bias"):
-            assert torch.equal(x, torch.full_like(x, float("norm" in name))), name
-            continue
-        expected = 0.02 / math.sqrt(6) if name.endswith(("out_proj.weight", "mlp.down.weight")) else 0.02
-        assert abs(float(x.std()) / expected - 1) < 5 / math.sqrt(2 * x.numel()), name
-
-
 def test_transformer_block_sees_all_positions_unless_causal() -> None:
     block = models.TransformerBlock(4, 2)
     params, x, keep = drawn(block), draw(3, 4), torch.ones(3, 3, dtype=torch.bool).tril()
@@ -346,12 +305,21 @@ def test_per_example_hessian_trace_of_a_block_is_that_of_its_matrix() -> None:
         ({"num_layers": 0}, "GPT: expected num_layers >= 1, got 0"),
         ({"dropout": 1.5}, "GPT: expected 0 <= dropout <= 1, got 1.5"),
         ({"soft_cap": 0.0}, "GPT: expected soft_cap > 0, got 0.0"),
+        ({"num_kv_heads": 3}, "MultiHeadAttention: expected num_heads=2 divisible by num_kv_heads, got 3"),
+        ({"embed_dim": 6, "rotary_base": 1e4}, "MultiHeadAttention: expected an even size of heads to rotate, got 3"),
+        ({"hidden_features": 0}, "GPTBlock: expected hidden_features >= 1, got 0"),
     ],
-    ids=["heads", "layers", "dropout", "soft_cap"],
+    ids=["heads", "layers", "dropout", "soft_cap", "kv_heads", "rotary", "hidden"],
 )
 def test_gpt_names_the_size_that_does_not_fit(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         models.GPT(**{**SIZES, **change})
+
+
+def test_gpt_refuses_a_norm_that_is_no_function() -> None:
+    name: Any = "rms"
+    with pytest.raises(TypeError, match=r"GPT: expected norm to be a function of the width, as nn\.RMSNorm, got 'rms'"):
+        models.GPT(**SIZES, norm=name)
 
 
 def test_gpt_refuses_more_tokens_than_its_context() -> None:

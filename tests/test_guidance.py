@@ -168,6 +168,24 @@ def test_guided_samplers_are_one_program():
     assert compiled.traces == 1
 
 
+def test_rescaled_guidance_of_single_numbers_keeps_them_apart():
+    # an example of one number has no deviation, whatever the others are
+    guided = guide(lambda x_t, t: x_t, lambda x_t, t: x_t.cos(), 3.0, rescale=0.7)
+    x_t, t = random.normal(KEY, (4,), F64), torch.full((4,), 0.5, dtype=F64)
+    wanted = torch.cat([guided(x_t[i : i + 1], t[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(guided(x_t, t), wanted)
+    torch.testing.assert_close(guided(x_t[:, None], t)[:, 0], wanted)
+
+
+def test_guidance_names_the_bad_shape():
+    x_t, t = torch.ones(2, 3), torch.ones(2)
+    nothing, column = lambda x_t, t: x_t, lambda x_t, t: x_t[:, :1]
+    with pytest.raises(ValueError, match=r"guide: denoise_unconditional: expected shape \(2, 3\), as denoise has, got"):
+        guide(nothing, column, 2.0)(x_t, t)
+    with pytest.raises(ValueError, match=r"guide_by_classifier: log_prob: expected shape \(b=2,\), got \(2, 1\)"):
+        guide_by_classifier(nothing, column, schedule=EDM())(x_t, t)
+
+
 @pytest.mark.parametrize("rescale", [-0.1, 1.5])
 def test_guidance_refuses_a_rescale_out_of_range(rescale):
     nothing = lambda x_t, t: x_t

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from functorch_gen import diffusion, exact, noise, ode, random
-from functorch_gen.transforms import jit, vmap
+from functorch_gen.exact import Gaussian
+from functorch_gen.transforms import grad, jit, vmap
 
 F64 = torch.float64
 MEANS = torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.0, -1.0]], dtype=F64)
@@ -105,6 +106,26 @@ def test_log_prob_takes_other_times():
 
 
 @each_schedule
+def test_log_prob_may_end_where_no_noise_is_left(schedule):
+    # times to 0, where the velocity is 0 / 0 in all schedules but EDM: of fourth order, the path of one Gaussian
+    data = Gaussian(torch.full((3,), 0.3, dtype=F64), torch.tensor(0.7, dtype=F64))
+    denoise = lambda x_t, t: data.denoise(x_t, schedule.alpha(t), schedule.sigma(t))
+    x, times = data.sample(random.key(0), 4), torch.linspace(1, 0, 41, dtype=F64)
+    density = lambda x: diffusion.log_prob(denoise, x, schedule=schedule, steps=40, times=times)
+    end = torch.ones((), dtype=F64)  # the samplers' noise has no mean, and not the variance of what is left of x
+    left = (schedule.alpha(end) / schedule.sigma(end)).item()
+    torch.testing.assert_close(density(x), data.log_prob(x), rtol=0, atol=1e-5 + 2 * left)
+    score = grad(lambda x: density(x).sum())(x)
+    torch.testing.assert_close(score, data.score(x, 1.0, 0.0), rtol=0, atol=1e-5 + 2 * left)
+
+
+def test_log_prob_of_no_examples():
+    empty, options = torch.zeros(0, 2, dtype=F64), {"schedule": noise.EDM(), "steps": 2}
+    assert diffusion.log_prob(lambda x_t, t: x_t, empty, **options).shape == (0,)
+    assert diffusion.log_prob(lambda x_t, t: x_t, empty, key=random.key(0), **options).shape == (0,)
+
+
+@each_schedule
 def test_log_prob_in_float32_is_that_in_float64(schedule):
     """To rounding: the velocity divides by sin(theta) >= 0.002, so 1e-7 / 0.002 for each of a few sums."""
     x = MIXTURE.sample(random.key(0), 4)
@@ -168,6 +189,11 @@ def test_log_prob_names_what_was_expected(options, message):
     arguments = {"schedule": noise.FlowMatching(), "steps": 1, **options}
     with pytest.raises(ValueError, match=message):
         diffusion.log_prob(lambda x_t, t: x_t, torch.ones(2, 3), **arguments)
+
+
+def test_an_estimate_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"log_prob: denoise: expected shape \(2, 3\), as x has, got \(2, 1\)"):
+        diffusion.log_prob(lambda x_t, t: x_t[:, :1], torch.ones(2, 3), schedule=noise.EDM(), steps=1)
 
 
 def test_integers_are_refused():

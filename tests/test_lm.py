@@ -160,7 +160,7 @@ def test_gpt_learns_a_markov_chain_to_its_entropy_rate() -> None:
 
 # Errors.
 
-NONE: Any = None
+LIST: Any = [True]
 
 
 @pytest.mark.parametrize(
@@ -178,6 +178,16 @@ NONE: Any = None
             ValueError,
             r"loss: mask: expected shape \(b=2, l=5\), got \(2, 4\)",
         ),
+        (
+            lambda: lm.loss(lambda _: LOGITS, TOKENS, mask=LIST),
+            TypeError,
+            "loss: mask: expected a bool tensor, got list",
+        ),
+        (
+            lambda: lm.text_nll(blend, TOKENS[0], window=2, start=-1),
+            ValueError,
+            "text_nll: expected start >= 0, got -1",
+        ),
         (lambda: lm.token_nll(LOGITS, TOKENS), ValueError, r"token_nll: tokens: expected shape \(2, 4\), got \(2, 5\)"),
         (lambda: lm.token_nll(LOGITS, LOGITS[..., 0]), TypeError, "token_nll: tokens: expected a tensor of integers"),
         (lambda: lm.text_nll(blend, TOKENS, window=2), ValueError, r"text_nll: text: expected shape \(n,\)"),
@@ -191,7 +201,7 @@ NONE: Any = None
         (lambda: lm.bits_per_byte(LOGITS, 0.0), ValueError, "bits_per_byte: expected bytes_per_token > 0, got 0"),
         (lambda: lm.perplexity(TOKENS), TypeError, "perplexity: nats: expected a floating-point tensor"),
     ],
-    ids=range(12),
+    ids=range(14),
 )
 def test_objective_names_what_it_expects(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):

@@ -185,6 +185,20 @@ def test_one_beam_is_greedy_and_more_are_no_worse() -> None:
         torch.testing.assert_close(four.log_prob[i], expected, rtol=1e-10, atol=1e-10)
 
 
+def test_beam_search_of_16_bit_parameters_sums_in_float32() -> None:
+    """The log-probability is that of a token after the other, by the same cached passes; in bfloat16 it loses a nat."""
+    gpt = models.GPT(50, 100, 1, 1, 8)
+    params = tree.cast(tree.scale(gpt.init(KEY), 10.0), torch.bfloat16)
+    found = lm.beam_search(gpt, params, torch.tensor([1]), 99, beams=2)
+    logits, cache = lm.prefill(gpt, params, torch.tensor([1]), 99)
+    total = torch.zeros(())
+    for token in found.tokens[0]:
+        total = total + logits.float().log_softmax(-1)[token]
+        logits, cache = gpt(params, token[None], cache=cache)
+        logits = logits[0]
+    torch.testing.assert_close(found.log_prob[0], total, rtol=1e-5, atol=0)
+
+
 # Speculative decoding.
 
 
@@ -269,6 +283,15 @@ def test_greedy_speculation_gives_the_tokens_of_the_model_alone(lookahead: int) 
     rounds = math.ceil(6 / (lookahead + 1))
     assert itself.rounds.tolist() == [rounds] * 3
     assert itself.accepted.tolist() == [rounds * lookahead] * 3
+
+
+def test_speculation_of_16_bit_parameters_has_the_law_of_the_model() -> None:
+    """The first token, and the second, which the draft proposes; in bfloat16 the rare ones would be too rare."""
+    target, draft = ({"table": (2 * random.normal(random.key(i), (8,))).bfloat16().expand(8, 8)} for i in (0, 1))
+    prompt, model = torch.zeros(60_000, 1, dtype=torch.int64), Bigram()
+    result = lm.generate_speculative(random.key(2), model, target, model, draft, prompt, 2, lookahead=1)
+    for tokens in result.tokens.split(1, -1):
+        assert_law(tokens, 8, target["table"][0].double().softmax(-1))
 
 
 def test_speculation_keeps_as_many_tokens_as_expected() -> None:
@@ -370,8 +393,14 @@ PARAMS = drawn(GPT)
             ValueError,
             "generate_speculative: expected lookahead >= 1, got 0",
         ),
+        (
+            lambda: lm.generate_speculative(KEY, GPT, PARAMS, SMALL, drawn(SMALL), PROMPT % 3, 2, lookahead=1),
+            ValueError,
+            r"generate_speculative: logits of the draft: expected shape \(..., v=7\), got \(3, 3\)",
+        ),
+        (lambda: lm.generate(KEY, GPT, {}, PROMPT, 2), KeyError, "expected parameters for part 'tokens'"),
     ],
-    ids=["count", "empty", "dtype", "context", "beams", "lookahead"],
+    ids=["count", "empty", "dtype", "context", "beams", "lookahead", "vocabulary", "params"],
 )
 def test_generation_names_what_it_expects(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):

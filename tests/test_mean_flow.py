@@ -69,6 +69,18 @@ def test_the_average_velocity_is_the_mean_of_the_velocity_along_the_flow():
     torch.testing.assert_close(exact_network(LINE)(x_t, R, T), mean, rtol=1e-10, atol=1e-10)
 
 
+def test_a_condition_is_cut_with_the_batch():
+    """A tree of labels: each example's loss is that of its own label, on both sides of the cut."""
+    x, label = normal(1, 5, 2), torch.arange(5.0, dtype=F64)
+    condition = {"scale": {"first": label}, "other": normal(2, 5, 3)}
+    conditioned = lambda x_t, r, t, c: c["scale"]["first"][:, None] * network(x_t, r, t) + c["other"].sum(1)[:, None]
+    found = mean_flow_loss(conditioned, KEY, x, condition, time=at(R, T), ratio=0.4)
+    for i in range(5):
+        alone = lambda x_t, r, t, i=i: label[i] * network(x_t, r, t) + condition["other"][i].sum()
+        wanted = mean_flow_loss(alone, KEY, x, time=at(R, T), ratio=0.4)[i]
+        torch.testing.assert_close(found[i], wanted, rtol=1e-12, atol=0)
+
+
 @every_path
 def test_one_step_samples_are_exact(path):
     noise = path.sigma(torch.ones((), dtype=F64)) * random.normal(KEY, (6, 2), F64)
@@ -249,6 +261,24 @@ def test_errors_name_the_argument():
         mean_flow_loss(lambda x_t, r, t: x_t[:, :1], KEY, x)
     with pytest.raises(TypeError, match=r"mean_flow_loss: x: expected a floating-point tensor, got torch.int64"):
         mean_flow_loss(network, KEY, x.long())
+    for condition, error, message in (
+        ({"label": x[:3]}, ValueError, r"condition at 'label': expected a tensor of shape \(b=4, ...\), got \(3, 2\)"),
+        (torch.ones(()), ValueError, r"condition: expected a tensor of shape \(b=4, ...\), got \(\)"),
+        ({"label": 3}, TypeError, r"condition at 'label': expected a tensor of shape \(b=4, ...\), got int"),
+    ):
+        with pytest.raises(error, match=f"mean_flow_loss: {message}"):
+            mean_flow_loss(lambda x_t, r, t, c: x_t, KEY, x, condition)
+    with pytest.raises(ValueError, match=r"mean_flow_loss: x: expected shape \(b, ...\), got \(\)"):
+        mean_flow_loss(network, KEY, torch.ones(()))
+    with pytest.raises(ValueError, match=r"mean_flow_loss: times: expected shape \(b=4, 2\), got \(4,\)"):
+        mean_flow_loss(network, KEY, x, time=lambda key, shape, dtype: torch.ones(4))
+    with pytest.raises(ValueError, match=r"mean_flow_loss: guide: expected a velocity of shape \(4, 2\), got \(4, 1\)"):
+        mean_flow_loss(network, KEY, x, guide=lambda x_t, v, t: v[:, :1])
+    label = torch.ones(4)
+    with pytest.raises(ValueError, match=r"guided_velocity: kappa: expected shape \(b=4,\), got \(3,\)"):
+        guided_velocity(lambda x_t, r, t, c: x_t, x, x, label, label, label, omega=label, kappa=torch.ones(3))
+    with pytest.raises(ValueError, match=r"average_velocity_target: r: expected shape \(b=4,\), got \(3,\)"):
+        average_velocity_target(network, x, x, torch.ones(3), torch.ones(4))
     with pytest.raises(ValueError, match=r"sample_mean_flow: times: expected shape \(steps=2,\), got \(1,\)"):
         sample_mean_flow(KEY, network, (2, 2), steps=2, times=torch.ones(1))
 

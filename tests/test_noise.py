@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functorch_gen import jit, random, vmap
+from functorch_gen import grad, jit, random, vmap
 from functorch_gen.noise import (
     EDM,
     FlowMatching,
@@ -217,6 +217,20 @@ def test_rates_equal_central_differences(schedule):
 
 
 @every_schedule
+@pytest.mark.parametrize("shape", [(4,), (3, 2)], ids=str)
+def test_rates_take_an_expanded_time(schedule, shape):
+    # a tangent cannot be written in the layout of a tensor whose elements share memory
+    t = torch.tensor(0.3, dtype=F64)
+    expected = [rate.expand(shape) for rate in rates(schedule, t)]
+    torch.testing.assert_close(list(rates(schedule, t.expand(shape))), expected)
+    torch.testing.assert_close(list(jit(lambda t: rates(schedule, t.expand(shape)), backend="aten")(t)), expected)
+    total = lambda t: sum(rate.sum() for rate in rates(schedule, t.expand(shape)))
+    h, n = 1e-5, math.prod(shape)
+    difference = sum(n * (a - b) / (2 * h) for a, b in zip(rates(schedule, t + h), rates(schedule, t - h), strict=True))
+    torch.testing.assert_close(vmap(grad(total))(t.expand(2)), difference.expand(2), rtol=1e-6, atol=1e-6)
+
+
+@every_schedule
 def test_derivatives_are_finite_at_both_ends(schedule):
     for scale in (schedule.alpha, schedule.sigma):
         for t in at(0.0, 1.0):
@@ -356,6 +370,10 @@ def test_mix_names_the_bad_argument():
         (lambda: VPLinear().times(-1), "angle_times: expected steps > 0, got -1"),
         (lambda: EDM().times(0), "EDM: expected steps > 0, got 0"),
         (lambda: rho_times(EDM(), 4, rho=0.0), "rho_times: expected rho > 0, got 0.0"),
+        (
+            lambda: rho_times(EDM(), 4, ratio_min=2.0, ratio_max=1.0),
+            "rho_times: expected ratio_max >= ratio_min=2.0, got 1.0",
+        ),
     ],
 )
 def test_bad_settings_are_named(make, message):

@@ -419,6 +419,10 @@ ERRORS = {
         lambda: ode.solve_adaptive(growth, FLAT, 0.0, 1.0, rtol=0.0),
         "solve_adaptive: expected rtol > 0, got 0",
     ),
+    "end time": (
+        lambda: ode.solve_adaptive(growth, FLAT, 0.0, FLAT),
+        r"solve_adaptive: t_end: expected shape \(\), got \(2,\)",
+    ),
     "field": (
         lambda: ode.divergence(lambda x: x.sum(1), PAIRS),
         r"divergence: f: expected f\(x\) of shape \(2, 3\), got \(2,\)",

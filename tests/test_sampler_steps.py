@@ -199,6 +199,15 @@ def test_repeated_times_are_harmless():
         assert sampler(KEY, curved, (2, 3), schedule=VPCosine(), steps=7, times=times).isfinite().all()
 
 
+@pytest.mark.parametrize("schedule", [VPLinear(), FlowMatching()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("times", [[1.0, 1.0, 0.6, 0.3], [1.0, 0.6, 0.0, 0.0]], ids=str)
+def test_times_repeated_at_an_end_are_harmless(schedule, times):
+    # where alpha or sigma is 0, what a step keeps of the noise is 0 / 0
+    for sampler in SAMPLERS:
+        options = {"schedule": schedule, "steps": 4, "times": torch.tensor(times, dtype=F64)}
+        assert sampler(KEY, curved, (2, 3), **options).isfinite().all()
+
+
 def curved_in_x(x_t, t):
     return torch.sin(x_t)
 

@@ -346,6 +346,10 @@ def test_samplers_name_the_bad_argument(sampler):
         draw(x_t=torch.ones(2, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match=rf"{name}: times: expected shape \(steps=4,\), got \(5,\)"):
         draw(times=torch.linspace(1, 0.1, 5))
+    with pytest.raises(TypeError, match=rf"{name}: times: expected a floating-point tensor, got list"):
+        draw(times=[1.0, 0.7, 0.4, 0.1])
+    with pytest.raises(TypeError, match=r"expected key to be .* got int"):
+        sampler(0, curved, (2, 3), schedule=VPLinear(), steps=4)
     with pytest.raises(ValueError, match=r"denoise: expected an estimate of shape \(2, 3\), got \(2,\)"):
         draw(denoise=lambda x_t, t: t)
 

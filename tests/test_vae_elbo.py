@@ -98,6 +98,14 @@ def test_posterior_kl_is_torchs():
     torch.testing.assert_close(q.log_prob(z), normal(q.mean, (0.5 * q.log_var).exp()).log_prob(z).sum(1))
 
 
+def test_posterior_of_bfloat16_is_computed_in_float32_and_rounded_once():
+    mean, log_var, z = ((5 * fg.random.normal(fg.random.key(i), (20, 7))).bfloat16() for i in range(3))
+    short, wide = vae.Posterior(mean, log_var), vae.Posterior(mean.float(), log_var.float())
+    assert torch.equal(short.kl(z), wide.kl(z.float()).bfloat16())
+    assert torch.equal(short.kl(), wide.kl().bfloat16())
+    assert torch.equal(short.log_prob(z), wide.log_prob(z.float()).bfloat16())
+
+
 def test_posterior_keeps_the_axes_of_an_image():
     net = EncoderDecoder(fg.nn.Conv2d(1, 6, 1), fg.nn.Conv2d(3, 1, 1))
     params, x = net.init(KEY), fg.random.normal(KEY, (2, 1, 4, 4))
@@ -221,7 +229,7 @@ def test_gradient_of_two_draws_is_unbiased(gradient):
 
 
 def test_stl_of_several_draws_is_biased_as_the_paper_says():
-    """Tucker et al. 2019, section 4: or DReG would be for nothing."""
+    """Tucker et al. 2019: or DReG would be for nothing."""
     x, params = repeated(1.3, 1), scalar_params(a=-0.4, s=0.4)
     expected = torch.stack(fg.tree.leaves(fg.grad(lambda params: exact_bound_of_two(params, x[0]))(params)))
     assert not within_four_errors(gradients(params, x, 40_000, k=2, gradient="stl"), expected)
@@ -342,12 +350,21 @@ def test_errors_name_what_was_expected():
         elbo(params, KEY, x, likelihood=UNIT, kl="exact")
     with pytest.raises(ValueError, match="iwae: expected gradient to be one of 'total', 'stl', 'dreg', got 'DReG'"):
         vae.iwae(NET, params, KEY, x, likelihood=UNIT, k=2, gradient="DReG")
-    with pytest.raises(ValueError, match="iwae: expected k > 0, got 0"):
-        vae.iwae(NET, params, KEY, x, likelihood=UNIT, k=0, gradient="dreg")
-    with pytest.raises(ValueError, match="log_weights: expected k > 0, got 0"):
+    with pytest.raises(ValueError, match="elbo: expected 0 <= beta, got -1"):
+        elbo(params, KEY, x, likelihood=UNIT, beta=-1.0)
+    with pytest.raises(ValueError, match=r"elbo: expected free_bits to be a number or a 0-d tensor, got shape \(1,\)"):
+        elbo(params, KEY, x, likelihood=UNIT, free_bits=torch.ones(1))
+    for gradient in ("total", "dreg"):
+        with pytest.raises(ValueError, match="iwae: expected k >= 1, got 0"):
+            vae.iwae(NET, params, KEY, x, likelihood=UNIT, k=0, gradient=gradient)
+    with pytest.raises(TypeError, match="iwae: expected k to be an int"):
+        vae.iwae(NET, params, KEY, x, likelihood=UNIT, k=1.5)
+    with pytest.raises(ValueError, match="log_weights: expected k >= 1, got 0"):
         vae.log_weights(NET, params, KEY, x, likelihood=UNIT, k=0)
-    with pytest.raises(ValueError, match="log_prob: expected k > 0, got -1"):
+    with pytest.raises(ValueError, match="log_prob: expected k >= 1, got -1"):
         vae.log_prob(NET, params, KEY, x, likelihood=UNIT, k=-1)
+    with pytest.raises(ValueError, match="log_prob: expected batch_size >= 1, got 0"):
+        vae.log_prob(NET, params, KEY, x, likelihood=UNIT, k=1, batch_size=0)
     odd = EncoderDecoder(Linear(1, 3), Linear(1, 1))
     with pytest.raises(ValueError, match=r"posterior: expected encode's output to be \(b, 2 d, ...\), got \(2, 3\)"):
         vae.posterior(odd, odd.init(KEY), x.float())

@@ -102,6 +102,37 @@ def test_discretized_logistic_mixture_has_its_mean_where_no_level_is_at_the_end(
     assert ((samples.mean(0) - likelihood.mean(output)[0]).abs() < 4 * error).all()
 
 
+@pytest.mark.parametrize("std", [0.1, None], ids=["std", "optimal"])
+def test_gaussian_of_16_bits_is_computed_in_float32_and_rounded_once(std):
+    """In float16 the squares of hundreds overflow."""
+    for dtype, size in ((torch.bfloat16, 1.0), (torch.float16, 300.0 if std is None else 1.0)):
+        mean, x = (size * draw(i, 3, 64).to(dtype) for i in range(2))
+        found = vae.Gaussian(std).log_prob(mean, x)
+        assert torch.equal(found, vae.Gaussian(std).log_prob(mean.float(), x.float()).to(dtype))
+        assert bool(torch.isfinite(found).all())
+        assert torch.equal(vae.optimal_std(mean, x), vae.optimal_std(mean.float(), x.float()).to(dtype))
+
+
+def test_draws_of_16_bits_have_the_probabilities_of_the_output():
+    """Uniform numbers of bfloat16 are multiples of 1/256: far too few for a pixel that is on once in a thousand."""
+    n = 100_000
+
+    def assert_shares(drawn, p):
+        share = torch.stack([(drawn.flatten() == level).double().mean() for level in range(len(p))])
+        assert ((share - p).abs() < 4.5 * (p * (1 - p) / n).sqrt()).all()
+
+    logit = torch.tensor(-7.0, dtype=torch.bfloat16)
+    p = torch.sigmoid(logit.double())
+    assert_shares(vae.Bernoulli().sample(KEY, logit.expand(n, 1)), torch.stack([1 - p, p]))
+    logits = torch.tensor([0.0, -5.0, -7.0], dtype=torch.bfloat16)
+    drawn = vae.Categorical(3).sample(KEY, logits.expand(n, 3)[..., None])
+    assert_shares(drawn, logits.double().softmax(0))
+    likelihood, output = vae.DiscretizedLogisticMixture(16), torch.tensor([0.0, 0.1, -2.5], dtype=torch.bfloat16)
+    levels = torch.arange(16).reshape(16, 1, 1)
+    p = likelihood.log_prob(output.double().expand(16, 3)[..., None], levels).exp()
+    assert_shares(likelihood.sample(KEY, output.expand(n, 3)[..., None]), p)
+
+
 # The latent space.
 
 
@@ -157,6 +188,27 @@ def test_interpolation_between_equal_codes_is_finite_and_so_is_its_derivative():
     torch.testing.assert_close(slope, torch.full((2, 3), 4.3, dtype=F64))  # sum of (1 - f) + 2 f
 
 
+def test_an_arc_between_almost_equal_codes_has_the_right_second_derivative():
+    """On the unit circle it is (cos f a, sin f a), whose second derivative at a = 0 is -f^2; also nearby."""
+    f, one = torch.linspace(0, 1, 5, dtype=F64), torch.tensor([[1.0, 0.0]], dtype=F64)
+    arc = lambda a: vae.interpolate(one, torch.stack([a.cos(), a.sin()])[None], f, kind="spherical")[:, 0]
+    curvature = fg.hessian(lambda a: arc(a)[:, 0])(torch.zeros((), dtype=F64))
+    torch.testing.assert_close(curvature, -(f**2), rtol=0, atol=1e-14)
+    for a in (1e-4, 9e-4, 1.1e-3):
+        expected = torch.stack([torch.cos(f * a), torch.sin(f * a)], 1)
+        torch.testing.assert_close(arc(torch.tensor(a, dtype=F64)), expected, rtol=0, atol=1e-13)
+
+
+def test_interpolation_takes_codes_with_axes_as_one_vector_each_and_keeps_their_dtype():
+    start, end, f = draw(0, 2, 3, 4, 4), draw(1, 2, 3, 4, 4), torch.tensor([0.2, 0.7])
+    for kind in ("linear", "spherical"):
+        flat = vae.interpolate(start.flatten(1), end.flatten(1), f, kind=kind)
+        found = vae.interpolate(start, end, f, kind=kind)
+        torch.testing.assert_close(found, flat.reshape(2, *start.shape), rtol=0, atol=0)
+        short = vae.interpolate(start.bfloat16(), end.bfloat16(), f, kind=kind)
+        assert short.dtype == torch.bfloat16
+
+
 # Geometry.
 
 
@@ -182,6 +234,18 @@ def test_pullback_metric_measures_small_steps():
     )
 
 
+def test_geometry_at_a_posteriors_mean_compiles_and_keeps_bfloat16():
+    """The mean is a slice of the encoder's output, on which torch 2.13's vmap(jvp) of F.linear does not compile."""
+    net = Linear(2, 5)
+    params, output = net.init(KEY), draw(0, 3, 4).float()
+    decode = lambda z: net(params, z)
+    compiled = torch.compile(lambda z: vae.pullback_metric(decode, z[:, :2]), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(output), vae.pullback_metric(decode, output[:, :2]))
+    z = torch.ones(1, 2, dtype=torch.bfloat16)
+    torch.testing.assert_close(vae.jacobian_spectrum(lambda z: z * torch.tensor([2.0, 3.0]).bfloat16(), z),
+                               torch.tensor([[3.0, 2.0]]).bfloat16())  # fmt: skip
+
+
 def test_sphere_has_the_metric_of_angles():
     """Latitude a and longitude b: da^2 + cos(a)^2 db^2."""
 
@@ -199,14 +263,37 @@ def test_errors_name_what_was_expected():
         vae.Gaussian(None).sample(KEY, torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"Gaussian: x: expected shape \(2, 3\), as output has, got \(2, 4\)"):
         vae.Gaussian().log_prob(torch.zeros(2, 3), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="Gaussian: expected std > 0, got 0"):
+        vae.Gaussian(0.0)
+    with pytest.raises(TypeError, match="Gaussian: expected std to be a number or a 0-d tensor, got str"):
+        vae.Gaussian("1")
+    with pytest.raises(
+        ValueError, match=r"Gaussian: std: expected a shape that broadcasts to \(2, 3\), got \(5, 2, 3\)"
+    ):
+        vae.Gaussian(torch.ones(5, 2, 3)).log_prob(torch.zeros(2, 3), torch.zeros(2, 3))
+    with pytest.raises(TypeError, match=r"Categorical: output: expected a floating-point tensor, got torch\.int64"):
+        vae.Categorical(3).mean(torch.zeros(2, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="DiscretizedLogisticMixture: expected levels >= 2, got 1"):
+        vae.DiscretizedLogisticMixture(1)
+    rgb, grey = vae.DiscretizedLogisticMixture(8, channels=3), torch.zeros(2, 1, 4, dtype=torch.int64)
+    with pytest.raises(
+        ValueError, match=r"DiscretizedLogisticMixture: x: expected shape \(b, c=3, ...\), got \(2, 1, 4\)"
+    ):
+        rgb.log_prob(torch.zeros(2, 10, 4), grey)
     with pytest.raises(ValueError, match=r"Categorical: output: expected channels in multiples of 3, got \(2, 4\)"):
         vae.Categorical(3).log_prob(torch.zeros(2, 4), torch.zeros(2, 1, dtype=torch.int64))
     with pytest.raises(ValueError, match="output: expected a multiple of 3 channels, got"):
         vae.DiscretizedLogisticMixture(8).mean(torch.zeros(2, 4))
     with pytest.raises(ValueError, match="interpolate: expected kind to be one of 'linear', 'spherical', got 'arc'"):
         vae.interpolate(torch.ones(1, 2), torch.ones(1, 2), torch.ones(1), kind="arc")
-    with pytest.raises(ValueError, match=r"interpolate: end: expected shape \(1, 2\), got \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"interpolate: end: expected shape \(1, 2\), as start has, got \(1, 3\)"):
         vae.interpolate(torch.ones(1, 2), torch.ones(1, 3), torch.ones(1))
+    with pytest.raises(ValueError, match=r"interpolate: start: expected shape \(b, d, ...\), got \(2,\)"):
+        vae.interpolate(torch.ones(2), torch.ones(2), torch.ones(1))
+    with pytest.raises(ValueError, match=r"interpolate: fractions: expected shape \(n,\), got \(2, 3\)"):
+        vae.interpolate(torch.ones(1, 2), torch.ones(1, 2), torch.ones(2, 3))
+    with pytest.raises(TypeError, match=r"interpolate: start: expected a floating-point tensor, got torch\.int64"):
+        vae.interpolate(torch.arange(2)[None], torch.arange(2)[None], torch.ones(1))
     with pytest.raises(ValueError, match=r"pullback_metric: z: expected shape \(b, d\), got \(2,\)"):
         vae.pullback_metric(lambda z: z, torch.ones(2))
     with pytest.raises(ValueError, match="levels"):

@@ -41,6 +41,35 @@ def test_vq_finds_the_nearest_code_of_a_loop():
     assert same is state
 
 
+def test_vq_finds_the_nearest_code_far_from_0_and_of_bfloat16():
+    """Squares of thousands leave float32 no digits for the differences of the codes, nor 8 bits for those near 0."""
+    vq, x = vae.VQ(64, 8), fg.random.normal(KEY, (500, 8))
+    state = vq.init_state()
+    codes = torch.cdist(x.double(), state["codebook"].double()).argmin(1)
+    away = {**state, "codebook": state["codebook"] + 1024}
+    exact = torch.cdist((x + 1024).double(), away["codebook"].double()).argmin(1)
+    assert torch.equal(vq.nearest(away, x + 1024), exact)
+    assert (exact == codes).double().mean() > 0.99
+    short = torch.cdist(x.bfloat16().double(), state["codebook"].double()).argmin(1)
+    assert torch.equal(vq.nearest(state, x.bfloat16()), short)
+
+
+def test_vq_values_are_those_of_the_codebook_to_the_last_bit():
+    """Also where z is large and short: z + (value - z) is not value in floating point."""
+    vq = vae.VQ(16, 4)
+    state = vq.init_state()
+    for z in (1000 * fg.random.normal(KEY, (50, 4)), (100 * fg.random.normal(KEY, (50, 4))).bfloat16()):
+        y, _ = vq({}, state, z, train=False)
+        assert torch.equal(y.values, state["codebook"][y.codes].to(z.dtype))
+
+
+def test_vq_of_no_vectors_keeps_its_codes():
+    vq = vae.VQ(3, 2, eps=1e-9)
+    y, state = vq({}, vq.init_state(), torch.zeros(0, 2), train=True, key=KEY)
+    assert y.codes.shape == (0,)
+    torch.testing.assert_close(state["codebook"], vq.init_state()["codebook"])
+
+
 def test_vq_takes_the_first_of_equal_distances():
     vq = vae.VQ(3, 1)
     state = state_of(torch.tensor([[1.0], [1.0], [-1.0]]), torch.ones(3))
@@ -210,6 +239,15 @@ def test_fsq_is_the_formula_of_the_paper():
         assert code == sum((d + n // 2) * basis for d, n, basis in zip(digits, levels, (1, 8), strict=True))
 
 
+def test_fsq_of_bfloat16_has_the_codes_of_its_numbers_and_reaches_all():
+    fsq, x = vae.FSQ((500, 8)), torch.linspace(-9, 9, 20_001, dtype=torch.bfloat16)[:, None].expand(-1, 2)
+    y = fsq({}, x)
+    assert torch.equal(y.codes, fsq({}, x.float()).codes)
+    assert y.values.dtype == torch.bfloat16
+    assert torch.equal(y.values, fsq.look_up(y.codes, torch.bfloat16))
+    assert (int(y.codes.min()), int(y.codes.max())) == (0, 3999)
+
+
 def test_fsq_gradient_is_that_of_the_bound():
     fsq, x = vae.FSQ((5,)), torch.tensor([[0.3]], dtype=F64)
     slope = fg.grad(lambda x: fsq({}, x).values.sum())(x)
@@ -230,5 +268,13 @@ def test_errors_name_what_was_expected():
         vae.FSQ((3, 1))
     with pytest.raises(ValueError, match=r"FSQ: x: expected shape \(..., d=2\), got \(3,\)"):
         vae.FSQ((3, 2))({}, torch.ones(3))
-    with pytest.raises(ValueError, match="perplexity: expected num_codes > 0, got 0"):
+    with pytest.raises(TypeError, match=r"VQ: x: expected a floating-point tensor, got torch\.int64"):
+        vq({}, vq.init_state(), torch.ones(4, 2, dtype=torch.int64), train=False)
+    with pytest.raises(TypeError, match=r"FSQ: x: expected a floating-point tensor, got torch\.int64"):
+        vae.FSQ((3, 2))({}, torch.ones(4, 2, dtype=torch.int64))
+    with pytest.raises(TypeError, match=r"FSQ: codes: expected an int64 or int32 tensor, got torch\.float32"):
+        vae.FSQ((3, 2)).look_up(torch.ones(4))
+    with pytest.raises(ValueError, match="perplexity: expected num_codes >= 1, got 0"):
         vae.perplexity(torch.tensor([0]), 0)
+    with pytest.raises(TypeError, match=r"perplexity: codes: expected an int64 or int32 tensor, got torch\.float32"):
+        vae.perplexity(torch.tensor([0.5]), 3)

@@ -53,8 +53,10 @@ class CharTokenizer:
         """The tokens of a text: -> (n,) int64.
 
         Raises:
+            TypeError: if the text is no string.
             ValueError: if characters are not of the alphabet and there is no ``unknown``; names them.
         """
+        _check_text(text, "CharTokenizer")
         place = {char: i for i, char in enumerate(self.alphabet)}
         if self.unknown is None:
             strangers = sorted(set(text) - set(place))
@@ -70,6 +72,7 @@ class CharTokenizer:
         """The text of tokens (n,).
 
         Raises:
+            TypeError: if they are no tensor of integers.
             ValueError: if there are other axes, or a token is none of the alphabet.
         """
         return "".join(self.alphabet[token] for token in _listed(tokens, "CharTokenizer", self.vocab_size))
@@ -88,19 +91,33 @@ class ByteTokenizer:
     vocab_size: ClassVar[int] = 256
 
     def encode(self, text: str) -> Tensor:
-        """The tokens of a text: -> (n,) int64."""
+        """The tokens of a text: -> (n,) int64.
+
+        Raises:
+            TypeError: if the text is no string.
+        """
+        _check_text(text, "ByteTokenizer")
         return torch.tensor(list(text.encode()), dtype=torch.int64)
 
     def decode(self, tokens: Tensor) -> str:
         """The text of tokens (n,); what is not UTF-8 becomes U+FFFD.
 
         Raises:
+            TypeError: if they are no tensor of integers.
             ValueError: if there are other axes, or a token is no byte.
         """
         return bytes(_listed(tokens, "ByteTokenizer", self.vocab_size)).decode(errors="replace")
 
 
+def _check_text(text: str, name: str) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"{name}: expected text to be a str, got {type(text).__name__}")
+
+
 def _listed(tokens: Tensor, name: str, vocab_size: int) -> list[int]:
+    if not isinstance(tokens, Tensor) or tokens.dtype == torch.bool or tokens.is_floating_point():
+        got = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise TypeError(f"{name}: expected tokens to be a tensor of integers, got {got}")
     if tokens.ndim != 1:
         raise ValueError(f"{name}: expected tokens (n,), got {tuple(tokens.shape)}")
     found = tokens.tolist()

@@ -23,6 +23,7 @@ from functorch_gen.diffusion.stochastic import (
     sample_dpmpp_2m_sde,
     sample_edm,
     sample_predictor_corrector,
+    sample_repaint,
 )
 from functorch_gen.diffusion.times import LogitNormalTime, LogNormalTime, StratifiedTime, TimeSampler, UniformTime
 from functorch_gen.diffusion.variational import (
@@ -96,6 +97,7 @@ __all__ = [
     "sample_euler",
     "sample_heun",
     "sample_predictor_corrector",
+    "sample_repaint",
     "sample_unipc",
     "target",
     "to_noise",

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from functorch_gen import numerics
-from functorch_gen.check import check_number
+from functorch_gen.check import check_number, check_shape
+from functorch_gen.losses.per_example import check_alike
 from functorch_gen.noise import NoiseSchedule, expand
 from functorch_gen.transforms import grad
 from functorch_gen.typing import Number
@@ -35,7 +36,7 @@ def guide(denoise: Denoise, denoise_unconditional: Denoise, scale: Scale, *, res
         rescale: in [0, 1], how far the standard deviation of each guided estimate is brought back to that of the
             conditional one; large scales overexpose without it (Lin et al. 2024, section 3.4, arXiv:2305.08891).
     Raises:
-        ValueError: if ``rescale`` is not in [0, 1].
+        ValueError: if ``rescale`` is not in [0, 1]; by the denoiser, if the two estimates differ in shape.
     Source: Ho and Salimans 2022, eq. 6 with scale = 1 + w, arXiv:2207.12598.
 
     >>> guided = guide(lambda x_t, t: x_t, lambda x_t, t: torch.zeros_like(x_t), 2.0)
@@ -45,8 +46,9 @@ def guide(denoise: Denoise, denoise_unconditional: Denoise, scale: Scale, *, res
     check_number("guide", "rescale", rescale, low=0, high=1)
 
     def guided(x_t: Tensor, t: Tensor) -> Tensor:
-        factor = scale(t) if callable(scale) else scale
-        return _extrapolate(denoise_unconditional(x_t, t), denoise(x_t, t), factor, rescale)
+        conditional, unconditional = denoise(x_t, t), denoise_unconditional(x_t, t)
+        check_alike("guide", denoise=conditional, denoise_unconditional=unconditional)
+        return _extrapolate(unconditional, conditional, scale(t) if callable(scale) else scale, rescale)
 
     return guided
 
@@ -98,8 +100,9 @@ def _extrapolate(unconditional: Tensor, conditional: Tensor, scale: Number, resc
 
 def _deviation(x: Tensor) -> Tensor:
     """Of each example, but for a factor: (b, ...) -> (b, 1, ...)."""
-    axes = tuple(range(1, x.ndim))
-    return numerics.norm(x - x.mean(axes, keepdim=True), axes, keepdim=True)
+    flat = x[..., None].flatten(1)
+    size = numerics.norm(flat - flat.mean(1, keepdim=True), 1)
+    return size.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def interval_scale(scale: Number, low: Number, high: Number) -> Callable[[Tensor], Tensor]:
@@ -131,6 +134,8 @@ def guide_by_classifier(
     Args:
         log_prob: log p(y | x_t) of a classifier of noisy data, for the y that is wanted: (x_t, t), (b, ...), (b,) ->
             (b,). Its examples must not depend on one another.
+    Raises:
+        ValueError: by the denoiser, if ``log_prob`` does not return (b,).
     Source: Dhariwal and Nichol 2021, algorithm 2, arXiv:2105.05233.
 
     >>> from functorch_gen.noise import EDM
@@ -140,8 +145,13 @@ def guide_by_classifier(
     tensor([[1., 1.]])
     """
 
+    def total(x_t: Tensor, t: Tensor) -> Tensor:
+        each = log_prob(x_t, t)
+        check_shape(each, "b", "guide_by_classifier: log_prob", b=len(x_t))
+        return each.sum()
+
     def guided(x_t: Tensor, t: Tensor) -> Tensor:
-        gradient = grad(lambda x_t: log_prob(x_t, t).sum())(x_t)
+        gradient = grad(total)(x_t, t)
         return denoise(x_t, t) + scale * shift_of_score(schedule, x_t, t) * gradient
 
     return guided

@@ -20,7 +20,8 @@ method           C on the left           C within the inverse
 so that every sampler serves. Arguments they share:
 
     operator: A, x -> A x, (b, ...) -> (b, ...), of each example by itself; linear, and transposed by ``vjp``.
-    y: what was measured, of the shape of ``operator(x)``.
+    y: what was measured, of the shape of ``operator(x)``: (b, ...), or one number of each example, (b,). Without
+        noise some x must have it: of a mask, y is 0 where nothing is known.
     schedule: of the denoiser.
     noise_std: s, >= 0.
     sigma_data: standard deviation of the data, for r_t.
@@ -28,6 +29,7 @@ so that every sampler serves. Arguments they share:
         masks, and of means of patches.
 """
 
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -35,8 +37,9 @@ import torch
 from torch import Tensor
 
 from functorch_gen import numerics
-from functorch_gen.check import check_number, check_positive
+from functorch_gen.check import check_above_zero, check_number, check_positive
 from functorch_gen.diffusion.guidance import Denoise, shift_of_score
+from functorch_gen.losses.per_example import sum_per_example
 from functorch_gen.noise import NoiseSchedule, expand
 from functorch_gen.transforms import grad, jvp, vjp
 from functorch_gen.typing import Number
@@ -47,20 +50,20 @@ Linear: TypeAlias = Callable[[Tensor], Tensor]
 """x -> A x: (b, ...) -> (b, ...)."""
 
 
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    """Of each example: (b, ...), (b, ...) -> (b,)."""
-    return (x * y).flatten(1).sum(1)
-
-
 def _conjugate_gradients(matrix: Linear, b: Tensor, iterations: int) -> Tensor:
-    """x with matrix(x) = b for a positive semi-definite matrix of each example: (b, ...) -> (b, ...)."""
+    """x with matrix(x) = b for a positive semi-definite matrix of each example: (b, ...) -> (b, ...).
+
+    An example stands still once its residual is rounding: there is nothing to gain, and derivatives would overflow.
+    """
     x, residual, direction = torch.zeros_like(b), b, b
+    squared = sum_per_example(residual**2)
+    rounding = squared * torch.finfo(b.dtype).eps ** 2
     for _ in range(iterations):
-        image = matrix(direction)
-        squared = _dot(residual, residual)
-        step = expand(numerics.divide_no_nan(squared, _dot(direction, image)), b)
-        x, residual = x + step * direction, residual - step * image
-        direction = residual + expand(numerics.divide_no_nan(_dot(residual, residual), squared), b) * direction
+        image, goes_on = matrix(direction), squared > rounding
+        step = numerics.divide_no_nan(squared, torch.where(goes_on, sum_per_example(direction * image), 0))
+        x, residual = x + expand(step, b) * direction, residual - expand(step, b) * image
+        before, squared = torch.where(goes_on, squared, 0), sum_per_example(residual**2)
+        direction = residual + expand(numerics.divide_no_nan(squared, before), b) * direction
     return x
 
 
@@ -94,7 +97,8 @@ def _tweedie(denoise: Denoise, schedule: NoiseSchedule, x_t: Tensor, t: Tensor) 
 
 def _check(name: str, noise_std: Number, iterations: int, sigma_data: Number = 1.0) -> None:
     check_number(name, "noise_std", noise_std, low=0)
-    check_positive(name, iterations=iterations, sigma_data=sigma_data)
+    check_positive(name, iterations=iterations)
+    check_above_zero(name, sigma_data=sigma_data)
 
 
 def project(
@@ -226,16 +230,16 @@ def dps(
     tensor([[0.5000]])
     """
     if std is not None:
-        check_positive("dps", std=std)
+        check_above_zero("dps", std=std)
 
     def log_prob(x_hat: Tensor) -> Tensor:
         y_hat = operator(x_hat)
         if y.shape != y_hat.shape:
             raise ValueError(f"dps: y: expected shape {tuple(y_hat.shape)} as operator gives, got {tuple(y.shape)}")
-        squared = _dot(y - y_hat, y - y_hat)
+        squared = sum_per_example((y - y_hat) ** 2)
         if std is not None:
             return -squared / (2 * std**2)
-        return -0.5 * y[0].numel() * squared.clamp(min=torch.finfo(y.dtype).tiny).log()
+        return -0.5 * math.prod(y.shape[1:]) * squared.clamp(min=torch.finfo(y.dtype).tiny).log()
 
     def conditional(x_t: Tensor, t: Tensor) -> Tensor:
         x_hat, covariance = _tweedie(denoise, schedule, x_t, t)

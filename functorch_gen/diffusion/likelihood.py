@@ -16,10 +16,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from functorch_gen import ode, random
+from functorch_gen import numerics, ode, random
 from functorch_gen.check import check_floating, check_positive, check_shape
 from functorch_gen.diffusion.sampling import Times
-from functorch_gen.losses.per_example import sum_per_example
+from functorch_gen.losses.per_example import check_alike, sum_per_example
 from functorch_gen.noise import NoiseSchedule, expand, rho_times
 from functorch_gen.typing import Key
 
@@ -51,14 +51,16 @@ def log_prob(
         denoise: (x_t, t) -> estimate of x, as :func:`denoiser` makes it.
         steps: number of steps, each of as many evaluations as ``method`` has.
         times: (steps + 1,) and falling from 1, or a function (schedule, number) -> (number,), by default steps even in
-            (sigma / alpha)^(1/7) from 0.002 on; ``functools.partial(rho_times, ratio_min=...)`` leaves more noise.
+            (sigma / alpha)^(1/7) from 0.002 on; ``functools.partial(rho_times, ratio_min=...)`` leaves more noise,
+            a last time of 0 none.
         key: None: the exact divergence, which takes as many derivatives as x has elements; else Hutchinson's estimate.
         num_probes, probe: see :func:`functorch_gen.ode.hutchinson_divergence`.
         method: see :func:`functorch_gen.ode.solve`.
         return_latent: return (log_prob, x_t at the first time), from which the samplers lead back to x.
     Raises:
         TypeError: if ``x`` or the times are not floating.
-        ValueError: if ``steps`` < 1 or ``times`` has another number; as :func:`functorch_gen.ode.log_prob`.
+        ValueError: if ``steps`` < 1, ``times`` has another number, or the estimate another shape than ``x``; as
+            :func:`functorch_gen.ode.log_prob`.
     Source: Song et al. 2021, eq. 39 and 40 (appendix D.2), arXiv:2011.13456, for any alpha and sigma.
 
     >>> from functorch_gen.noise import FlowMatching
@@ -82,7 +84,10 @@ def log_prob(
         cos, sin = angle.cos(), angle.sin()
         t = schedule.t_of(sin / cos.clamp(min=1e-30))
         size = torch.hypot(schedule.alpha(t), schedule.sigma(t))
-        return (expand(cos, z) * z - denoise(expand(size, z) * z, t)) / expand(sin, z)
+        x_hat = denoise(expand(size, z) * z, t)
+        check_alike("log_prob", x=z, denoise=x_hat)
+        sin = sin.reshape(-1, *[1] * (z.ndim - 1))
+        return numerics.divide_no_nan(expand(cos, z) * z - x_hat, sin)  # without noise, D = z
 
     start, end = angle[0].cos().to(x.dtype), angle[-1].sin().to(x.dtype)
     options: Any = {"num_probes": num_probes, "probe": probe, "method": method, "return_latent": True}

@@ -31,6 +31,7 @@ from functorch_gen.diffusion.weightings import (
     bounded_log_snr,
     likelihood_weight,
 )
+from functorch_gen.losses.per_example import check_alike
 from functorch_gen.noise import NoiseSchedule, mix
 from functorch_gen.typing import Key
 
@@ -75,14 +76,15 @@ def loss(
         time: draws t: (key, shape, dtype) -> (b,).
     Raises:
         TypeError: if ``x`` is not floating.
-        ValueError: if a name is unknown, or the network's output has not the shape of ``x``.
+        ValueError: if a name is unknown, the network's output has not the shape of ``x``, or ``weighting`` or
+            ``uncertainty`` does not return (b,).
 
     >>> from functorch_gen.noise import FlowMatching
     >>> x = random.normal(random.key(0), (4, 8))
     >>> loss(lambda x_t, t: x_t, random.key(1), x, schedule=FlowMatching(), prediction="flow").shape
     torch.Size([4])
     """
-    check_floating(x, "loss: x")
+    check_alike("loss", x=x)
     key_time, key_noise = random.split(key)
     t = time(key_time, x.shape[:1], x.dtype)
     noise = random.normal(key_noise, x.shape, x.dtype)
@@ -119,8 +121,9 @@ def loss_at(
 
 def _call(network: Network, prediction: Prediction, schedule: NoiseSchedule, x_t: Tensor, t: Tensor) -> Tensor:
     output = network(*network_inputs(prediction, x_t, t, schedule.alpha(t), schedule.sigma(t)))
-    if output.shape != x_t.shape:
-        raise ValueError(f"network: expected output of shape {tuple(x_t.shape)}, got {tuple(output.shape)}")
+    found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if found != tuple(x_t.shape):
+        raise ValueError(f"network: expected output of shape {tuple(x_t.shape)}, got {found}")
     return output
 
 
@@ -139,6 +142,7 @@ def _weight_of_output(weighting: Weighting, prediction: Prediction, schedule: No
         check_choice("loss", "weighting", weighting, ("uniform", *named))
         weighting = named[weighting]
     weight = weighting(bounded_log_snr(schedule, t))
+    check_shape(weight, "b", "loss: weighting", b=t.shape[0])
     return weight * output_scale(prediction, schedule.alpha(t), schedule.sigma(t)) ** 2
 
 

@@ -170,8 +170,8 @@ def begin(
         check_floating(x_t, f"{name}: x_t")
         if tuple(x_t.shape) != tuple(shape):
             raise ValueError(f"{name}: x_t: expected shape {tuple(shape)}, got {tuple(x_t.shape)}")
-    points = Point(*[x.to(key.device) for x in point_at(schedule, _times(name, schedule, steps, times))])
     key_start, key_steps = random.split(key)
+    points = Point(*[x.to(key.device) for x in point_at(schedule, _times(name, schedule, steps, times))])
     start = points.sigma[0] * random.normal(key_start, shape, dtype) if x_t is None else x_t.to(dtype)
     return Run(schedule, denoise, key_steps, points, start, return_path)
 
@@ -179,7 +179,7 @@ def begin(
 def _times(name: str, schedule: NoiseSchedule, steps: int, times: Times) -> Tensor:
     if times is None:
         times = schedule.times(steps)
-    elif not isinstance(times, Tensor):
+    elif callable(times):
         times = times(schedule, steps)
     check_floating(times, f"{name}: times")
     check_shape(times, "steps", f"{name}: times", steps=steps)

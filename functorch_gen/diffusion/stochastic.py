@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from functorch_gen.check import check_number
+from functorch_gen.check import check_number, check_positive
 from functorch_gen.diffusion.multistep import mean_weights, weighted_mean
 from functorch_gen.diffusion.sampling import (
     Denoise,
@@ -27,7 +27,14 @@ from functorch_gen.diffusion.variational import interpolate_variance, posterior
 from functorch_gen.noise import NoiseSchedule, rho_times
 from functorch_gen.typing import Key, Tree
 
-__all__ = ["sample_ddim", "sample_ddpm", "sample_dpmpp_2m_sde", "sample_edm", "sample_predictor_corrector"]
+__all__ = [
+    "sample_ddim",
+    "sample_ddpm",
+    "sample_dpmpp_2m_sde",
+    "sample_edm",
+    "sample_predictor_corrector",
+    "sample_repaint",
+]
 
 
 def _renew(eta: float, run: Run, step: Step, x_t: Tensor, x_hat: Tensor) -> Tensor:
@@ -35,7 +42,8 @@ def _renew(eta: float, run: Run, step: Step, x_t: Tensor, x_hat: Tensor) -> Tens
     at, to = step.at, step.to
     if eta == 0:
         return euler(at, to, x_t, x_hat)
-    kept = at.alpha * to.sigma / (to.alpha * at.sigma)
+    before = to.alpha * at.sigma
+    kept = torch.where(before > 0, at.alpha * to.sigma / torch.where(before > 0, before, 1), 1)
     fresh = eta**2 * (1 - kept**2).clamp(min=0)  # part of the variance of the noise
     noise = (1 - fresh).sqrt() * at.noise(x_t, x_hat) + fresh.sqrt() * run.draw(step.index, x_t)
     return to.alpha * x_hat + to.sigma * noise
@@ -153,6 +161,13 @@ def sample_dpmpp_2m_sde(
     return march(run, advance, torch.zeros_like(run.x_t), mean_weights(run.points.log_ratio, [-1]))
 
 
+def _add_noise(at: Point, to: Point, x_t: Tensor, noise: Tensor) -> Tensor:
+    """From x_t at ``at`` to a time with more noise, as the data would go; x_t itself if there is none to add."""
+    hop = torch.where(at.alpha > 0, to.alpha / torch.where(at.alpha > 0, at.alpha, 1), 1)
+    added = (to.sigma**2 - (hop * at.sigma) ** 2).clamp(min=0).sqrt()
+    return torch.where(added > 0, hop * x_t + added * noise, x_t)
+
+
 def sample_edm(
     key: Key,
     denoise: Denoise,
@@ -194,20 +209,15 @@ def sample_edm(
     run = begin("sample_edm", key, denoise, shape, schedule, steps, times, x_t, dtype, return_path)
     grid = run.points
     ratio, gamma = (-grid.log_ratio).exp(), min(churn / steps, math.sqrt(2) - 1)
-    chosen = (ratio >= churn_range[0]) & (ratio <= churn_range[1]) & (gamma > 0)
+    chosen = (ratio >= churn_range[0]) & (ratio <= churn_range[1]) & (grid.sigma > 0) & (gamma > 0)
     noisier = point_at(schedule, torch.where(chosen, schedule.t_of(ratio * (1 + gamma)), grid.t))
-
-    def add_noise(at: Point, to: Point, index: int | Tensor, x_t: Tensor) -> Tensor:
-        hop = torch.where(at.alpha > 0, to.alpha / torch.where(at.alpha > 0, at.alpha, 1), 1)
-        added = (to.sigma**2 - (hop * at.sigma) ** 2).clamp(min=0).sqrt()
-        moved = hop * x_t + noise_scale * added * run.draw(index, x_t)
-        return torch.where(added > 0, moved, x_t)
 
     def advance(run: Run, step: Step, x_t: Tensor, x_hat: Tensor) -> Tensor:
         x_t = heun(run, step.at, step.extra, x_t, x_hat)
-        return add_noise(step.extra, step.to, step.index + 1, x_t)
+        return _add_noise(step.extra, step.to, x_t, noise_scale * run.draw(step.index + 1, x_t))
 
-    run = run._replace(points=noisier, x_t=add_noise(grid.part(0), noisier.part(0), 0, run.x_t))
+    x_t = _add_noise(grid.part(0), noisier.part(0), run.x_t, noise_scale * run.draw(0, run.x_t))
+    run = run._replace(points=noisier, x_t=x_t)
     return march(run, without_memory(advance), extra=grid.part(slice(1, None)))
 
 
@@ -258,3 +268,60 @@ def sample_predictor_corrector(
         return x_t
 
     return march(run, without_memory(advance))
+
+
+def sample_repaint(
+    key: Key,
+    denoise: Denoise,
+    shape: Sequence[int],
+    *,
+    schedule: NoiseSchedule,
+    steps: int,
+    resamples: int = 10,
+    jump_length: int = 10,
+    times: Times = None,
+    x_t: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    return_path: bool = False,
+) -> Samples:
+    """Samples ancestrally, with repetitions: -> (b, ...). ``resamples`` (``steps`` - 1) + 1 evaluations.
+
+    For denoisers that know a part of the data, as :func:`project` makes them. One ancestral step draws the rest before
+    it has seen the part known; so the steps are taken in stretches of ``jump_length``, and after each try but the last
+    noise is added until the stretch begins anew. Where a try ends, what it found is the next one's start, and the rest
+    comes to match what is known.
+
+    The known elements are drawn from q(x_s | x_t, x = y); the paper draws them from q(x_s | x = y). At each time they
+    have the same distribution.
+
+    Args:
+        resamples: how often each stretch is taken; 1 is :func:`sample_ddpm`.
+        jump_length: steps of a stretch; the last may be shorter.
+        schedule, steps, times, x_t, dtype, return_path: see :mod:`functorch_gen.diffusion.sampling`.
+    Raises:
+        TypeError: if ``resamples`` or ``jump_length`` is no integer.
+        ValueError: if it is < 1.
+    Source: Lugmayr et al. 2022, algorithm 1, there with ``jump_length`` = 1, arXiv:2201.09865.
+
+    >>> from functorch_gen import noise, random
+    >>> schedule = noise.VPCosine()
+    >>> point = lambda x_t, t: torch.full_like(x_t, 3.0)
+    >>> sample_repaint(random.key(0), point, (1, 2), schedule=schedule, steps=5, jump_length=2)
+    tensor([[3., 3.]])
+    """
+    for argument, value in {"resamples": resamples, "jump_length": jump_length}.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"sample_repaint: expected {argument} to be an integer, got {type(value).__name__}")
+    check_positive("sample_repaint", resamples=resamples, jump_length=jump_length)
+    run = begin("sample_repaint", key, denoise, shape, schedule, steps, times, x_t, dtype, return_path)
+    last = steps - 1
+    stretches = [range(i, min(i + jump_length, last)) for i in range(0, last, jump_length)]
+    taken = [i for stretch in stretches for _ in range(resamples) for i in stretch]
+    at = torch.tensor([*taken, last], device=key.device)
+
+    def advance(run: Run, step: Step, x_t: Tensor, x_hat: Tensor) -> Tensor:
+        x_t = _ancestral(run, step._replace(to=step.extra), x_t, x_hat)
+        return _add_noise(step.extra, step.to, x_t, run.draw(step.index, x_t, 1))
+
+    landings = run.points.part(at[:-1] + 1)
+    return march(run._replace(points=run.points.part(at)), without_memory(advance), extra=landings)

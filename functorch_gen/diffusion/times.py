@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from functorch_gen import random
+from functorch_gen.check import check_number
 from functorch_gen.noise import NoiseSchedule
 from functorch_gen.typing import Key
 
@@ -32,6 +33,10 @@ class UniformTime:
 
     low: float = 0.0
     high: float = 1.0
+
+    def __post_init__(self):
+        if not 0 <= self.low < self.high <= 1:
+            raise ValueError(f"UniformTime: expected 0 <= low < high <= 1, got low={self.low}, high={self.high}")
 
     def __call__(self, key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Times of the given shape."""
@@ -68,6 +73,9 @@ class LogitNormalTime:
     mean: float = 0.0
     std: float = 1.0
 
+    def __post_init__(self):
+        check_number("LogitNormalTime", "std", self.std, low=0)
+
     def __call__(self, key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Times of the given shape."""
         return torch.sigmoid(self.mean + self.std * random.normal(key, shape, dtype))
@@ -87,6 +95,9 @@ class LogNormalTime:
     schedule: NoiseSchedule
     mean: float = -1.2
     std: float = 1.2
+
+    def __post_init__(self):
+        check_number("LogNormalTime", "std", self.std, low=0)
 
     def __call__(self, key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Times of the given shape."""

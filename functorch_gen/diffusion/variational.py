@@ -23,7 +23,7 @@ from functorch_gen.diffusion.objective import Weighting, loss_at
 from functorch_gen.diffusion.prediction import Prediction, as_prediction, network_inputs, to_x
 from functorch_gen.diffusion.times import StratifiedTime
 from functorch_gen.losses import gaussian_kl
-from functorch_gen.losses.per_example import in_float32, sum_per_example
+from functorch_gen.losses.per_example import check_alike, in_float32, sum_per_example
 from functorch_gen.noise import NoiseSchedule, log_snr, mix, rho_times, uniform_times
 from functorch_gen.transforms import map as map_slices
 from functorch_gen.transforms import stop_gradient
@@ -70,6 +70,8 @@ def posterior(schedule: NoiseSchedule, x: Tensor, x_t: Tensor, s: Tensor, t: Ten
 
     For a variance-preserving schedule upper is the beta of the step from s to t, lower the beta-tilde.
 
+    Raises:
+        ValueError: if ``x`` has not the shape of ``x_t``.
     Source: Ho et al. 2020, eq. 7 and section 3.2, arXiv:2006.11239; Kingma et al. 2021, appendix A, arXiv:2107.00630.
 
     >>> from functorch_gen.noise import FlowMatching
@@ -77,6 +79,7 @@ def posterior(schedule: NoiseSchedule, x: Tensor, x_t: Tensor, s: Tensor, t: Ten
     >>> posterior(FlowMatching(), x, x_t, torch.tensor(0.0), torch.tensor(0.5)).mean  # s = 0: x itself
     tensor([[0., 0.]])
     """
+    check_alike("posterior", x_t=x_t, x=x)
     alpha_s, sigma_s, alpha_t, sigma_t = schedule.alpha(s), schedule.sigma(s), schedule.alpha(t), schedule.sigma(t)
     c = -torch.expm1(log_snr(schedule, t) - log_snr(schedule, s))
     of_x_t, of_x = alpha_t * sigma_s**2 / (alpha_s * sigma_t**2), alpha_s * c
@@ -169,6 +172,8 @@ def decoder_nll(schedule: NoiseSchedule, estimate: Estimate, x: Tensor, t: Tenso
 
     Args:
         levels: data are these grey levels of [-1, 1]: :func:`discretized_gaussian_nll`. None: p is a density.
+    Raises:
+        ValueError: if the estimate has not the shape of ``x``.
     Source: Ho et al. 2020, section 3.3 (L_0), with beta of the step to t = 0, arXiv:2006.11239.
 
     >>> from functorch_gen.noise import FlowMatching
@@ -177,6 +182,7 @@ def decoder_nll(schedule: NoiseSchedule, estimate: Estimate, x: Tensor, t: Tenso
     tensor([0.0797])
     """
     x_hat = estimate[0] if isinstance(estimate, tuple) else estimate
+    check_alike("decoder_nll", x=x, estimate=x_hat)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     variance = _along(sigma**2 / (alpha**2 + sigma**2), x) + torch.zeros_like(x)
     log_var = variance.log()
@@ -236,7 +242,7 @@ def variational_bound(
             evaluations, and the same expectation.
     Raises:
         TypeError: if ``x`` is not floating.
-        ValueError: if ``steps`` < 2 or ``times`` has another number.
+        ValueError: if ``steps`` < 2, ``times`` has another number, or the estimate another shape than ``x``.
     Source: Ho et al. 2020, eq. 5, arXiv:2006.11239; Kingma et al. 2021, eq. 11-14, for any schedule, arXiv:2107.00630.
 
     >>> from functorch_gen.noise import VPCosine
@@ -244,7 +250,7 @@ def variational_bound(
     >>> variational_bound(lambda x_t, t: x, random.key(0), x, schedule=VPCosine(), steps=10, levels=2).diffusion
     tensor([0.])
     """
-    check_floating(x, "variational_bound: x")
+    check_alike("variational_bound", x=x)
     grid = _grid("variational_bound", schedule, steps, times).to(device=x.device, dtype=x.dtype)
     key_steps, key_last = random.split(key)
 
@@ -280,6 +286,8 @@ def _with_variance(
     network: Callable[[Tensor, Tensor], Tensor], x_in: Tensor, condition: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Output and v of a network of twice the channels."""
+    if x_in.ndim < 2:
+        raise ValueError(f"denoiser_and_variance: x_t: expected shape (b, c, ...), got {tuple(x_in.shape)}")
     output = network(x_in, condition)
     wanted = (x_in.shape[0], 2 * x_in.shape[1], *x_in.shape[2:])
     if tuple(output.shape) != wanted:
@@ -355,7 +363,7 @@ def hybrid_loss(
     >>> hybrid_loss(network, random.key(0), torch.zeros(4, 2), schedule=VPCosine(), steps=100).shape
     torch.Size([4])
     """
-    check_floating(x, "hybrid_loss: x")
+    check_alike("hybrid_loss", x=x)
     grid = _grid("hybrid_loss", schedule, steps, times).to(device=x.device, dtype=x.dtype)
     prediction = as_prediction(prediction)
     key_time, key_noise = random.split(key)

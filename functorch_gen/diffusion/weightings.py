@@ -9,6 +9,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from functorch_gen.check import check_above_zero, check_number, check_positive
+from functorch_gen.losses.per_example import check_alike
 from functorch_gen.nn import Bound, FourierFeatures, Linear, init_parts
 from functorch_gen.noise import NoiseSchedule, log_snr
 from functorch_gen.transforms import jvp
@@ -21,13 +23,16 @@ __all__ = ["EDMWeight", "MinSNRWeight", "P2Weight", "Uncertainty", "balance", "b
 class MinSNRWeight:
     """min(SNR, gamma).
 
-    Source: Hang et al. 2023, eq. 9, arXiv:2303.09556.
+    Source: Hang et al. 2023, arXiv:2303.09556.
 
     >>> MinSNRWeight(gamma=5.0)(torch.tensor([0.0, 10.0]))
     tensor([1., 5.])
     """
 
     gamma: float = 5.0
+
+    def __post_init__(self):
+        check_above_zero("MinSNRWeight", gamma=self.gamma)
 
     def __call__(self, log_snr: Tensor) -> Tensor:
         """Of the shape of ``log_snr``."""
@@ -46,6 +51,9 @@ class EDMWeight:
 
     sigma_data: float = 0.5
 
+    def __post_init__(self):
+        check_above_zero("EDMWeight", sigma_data=self.sigma_data)
+
     def __call__(self, log_snr: Tensor) -> Tensor:
         """Of the shape of ``log_snr``."""
         return log_snr.exp() + 1 / self.sigma_data**2
@@ -63,6 +71,10 @@ class P2Weight:
 
     gamma: float = 1.0
     k: float = 1.0
+
+    def __post_init__(self):
+        check_number("P2Weight", "gamma", self.gamma, low=0)
+        check_number("P2Weight", "k", self.k, low=0)
 
     def __call__(self, log_snr: Tensor) -> Tensor:
         """Of the shape of ``log_snr``."""
@@ -118,6 +130,9 @@ class Uncertainty:
 
     features: int = 128
 
+    def __post_init__(self):
+        check_positive("Uncertainty", features=self.features)
+
     @property
     def parts(self) -> dict[str, Layer]:
         """The sublayers by name."""
@@ -138,9 +153,12 @@ def balance(losses: Tensor, u: Tensor) -> Tensor:
 
     Its minimum over u is at u = log E[loss]: there every level contributes gradients of the same size.
 
+    Raises:
+        ValueError: if ``u`` has not the shape of ``losses``.
     Source: Karras et al. 2024, eq. 21, arXiv:2312.02696, after Kendall et al. 2018, eq. 7, arXiv:1705.07115.
 
     >>> balance(torch.tensor([2.0, 2.0]), torch.tensor([0.0, 2.0]).log1p())
     tensor([2.0000, 1.7653])
     """
+    check_alike("balance", losses=losses, u=u)
     return losses * (-u).exp() + u

@@ -14,6 +14,7 @@ Source: Lu and Song 2024, arXiv:2410.11081; equations and sections below are its
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from einops import reduce
@@ -22,7 +23,7 @@ from torch import Tensor
 from functorch_gen import random
 from functorch_gen.check import check_floating, check_positive
 from functorch_gen.diffusion import LogNormalTime, TimeSampler
-from functorch_gen.flow_matching.paths import Trigonometric, Velocity, check_velocity, conditional_velocity
+from functorch_gen.flow_matching.paths import Trigonometric, Velocity, check_times, check_velocity, conditional_velocity
 from functorch_gen.noise import expand, mix
 from functorch_gen.numerics import sqrt
 from functorch_gen.transforms import jvp, stop_gradient
@@ -33,8 +34,9 @@ __all__ = ["consistency_function", "consistency_loss", "consistency_tangent", "s
 _CIRCLE = Trigonometric()
 
 
-def _scales(t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def _scales(name: str, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """cos(a) and sin(a), shaped to multiply x: (b,), (b, ...) -> two of (b, 1, ...)."""
+    check_times(t, x, f"{name}: t")
     cos, sin = (expand(scale, x) for scale in (_CIRCLE.alpha(t), _CIRCLE.sigma(t)))
     return torch.as_tensor(cos), torch.as_tensor(sin)
 
@@ -55,7 +57,7 @@ def consistency_function(network: Velocity, *, sigma_data: float = 1.0) -> Veloc
     check_positive("consistency_function", sigma_data=sigma_data)
 
     def consistency(x_t: Tensor, t: Tensor) -> Tensor:
-        cos, sin = _scales(t, x_t)
+        cos, sin = _scales("consistency_function", t, x_t)
         output = network(x_t / sigma_data, t)
         check_velocity(output, x_t)
         return cos * x_t - sin * sigma_data * output
@@ -76,13 +78,16 @@ def consistency_tangent(
     Args:
         velocity: dx_t/dt = (pi / 2) dx_t/da.
         warmup: 1, or less at first: without the second term it is flow matching.
+    Raises:
+        ValueError: if ``t`` is not (b,), or velocity or output have not the shape of ``x_t``.
     Source: section 4 (JVP rearrangement, tangent warm-up), eq. 8.
 
     >>> x_t, t = torch.ones(1, 1), torch.zeros(1)
     >>> consistency_tangent(lambda x, t: 2 * x, x_t, math.pi * x_t, t)  # at the data: dx_t/da - F
     (tensor([[2.]]), tensor([[0.]]))
     """
-    cos, sin = _scales(t, x_t)
+    cos, sin = _scales("consistency_tangent", t, x_t)
+    check_velocity(velocity, x_t, "consistency_tangent: velocity")
     per_angle = 2 / math.pi
     along = cos * sin * per_angle * velocity / sigma_data
     of_time = _CIRCLE.alpha(t) * _CIRCLE.sigma(t) * per_angle
@@ -119,7 +124,8 @@ def consistency_loss(
         eps: of the tangents' norm, the root of the mean square of an example.
     Raises:
         TypeError: if ``x`` is not floating.
-        ValueError: if ``sigma_data`` is not positive, or the network's output has not the shape of ``x``.
+        ValueError: if ``sigma_data`` is not positive, the output of the network or of the teacher has not the shape of
+            ``x``, or times or log-weights are not (b,).
     Source: algorithm 1 and eq. 8; section 4.2 (tangent normalisation, adaptive weighting).
 
     >>> x = random.normal(random.key(0), (4, 8))
@@ -137,7 +143,11 @@ def consistency_loss(
     size = sqrt(reduce(tangent**2, "b ... -> b", "mean"))
     goal = stop_gradient(output) + tangent / expand(size + eps, tangent)
     error = reduce((output - goal) ** 2, "b ... -> b", "mean")
-    return error if log_weight is None else log_weight(t).exp() * error - log_weight(t)
+    if log_weight is None:
+        return error
+    w = log_weight(t)
+    check_times(w, x, "consistency_loss: log_weight(t)")
+    return w.exp() * error - w
 
 
 def sample_consistency(
@@ -157,7 +167,7 @@ def sample_consistency(
         consistency: f, of :func:`consistency_function`.
         times: falling from 1; ``(1.0, 0.7)`` is the paper's second step, at the angle 1.1.
     Raises:
-        ValueError: if there is no time.
+        ValueError: if there is no time, they do not fall within (0, 1], or the estimate has not the given shape.
     Source: Song et al. 2023, algorithm 1, arXiv:2303.01469; section 5.2.
 
     >>> f = consistency_function(lambda x, t: x)
@@ -167,9 +177,13 @@ def sample_consistency(
     check_positive("sample_consistency", sigma_data=sigma_data)
     if not len(times):
         raise ValueError("sample_consistency: expected times, got none")
+    if not all(1 >= time > after for time, after in pairwise((*times, 0.0))):
+        raise ValueError(f"sample_consistency: expected times that fall within (0, 1], got {times}")
     x = torch.zeros(tuple(shape), dtype=dtype, device=key.device)
     for i, time in enumerate(times):
         noise = sigma_data * random.normal(random.fold_in(key, i), shape, dtype)
         t = x.new_full((len(x),), time)
-        x = consistency(mix(_CIRCLE, x, noise, t), t)
+        x_t = mix(_CIRCLE, x, noise, t)
+        x = consistency(x_t, t)
+        check_velocity(x, x_t, "sample_consistency: consistency")
     return x

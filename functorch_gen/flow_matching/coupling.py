@@ -6,12 +6,13 @@ Examples keep their places, and so their labels; the noise is chosen for them.
 import math
 
 import torch
-from einops import rearrange
+from einops import rearrange, reduce
 from torch import Tensor
 
 from functorch_gen import random
 from functorch_gen.check import check_above_zero, check_floating, check_positive, check_shape
-from functorch_gen.numerics import logsumexp, pairwise_distances
+from functorch_gen.losses.per_example import in_float32
+from functorch_gen.numerics import logsumexp
 from functorch_gen.transforms import fori_loop, stop_gradient
 from functorch_gen.transforms.context import is_traced, is_transformed
 from functorch_gen.typing import Key, Number
@@ -19,23 +20,31 @@ from functorch_gen.typing import Key, Number
 __all__ = ["entropic_coupling", "exact_coupling", "sinkhorn", "squared_distances"]
 
 
+@in_float32
 def squared_distances(x: Tensor, noise: Tensor) -> Tensor:
     """The cost |x_i - noise_j|^2 of each pair: (n, ...), (m, ...) -> (n, m).
 
+    By |x_i|^2 + |noise_j|^2 - 2 x_i.noise_j, which takes no memory for the differences of all pairs.
+
     Raises:
-        TypeError: if ``x`` is not floating.
+        TypeError: if ``x`` is not floating, or the noise of another dtype.
         ValueError: if examples and noise differ in shape.
 
     >>> squared_distances(torch.zeros(1, 2, 2), torch.ones(3, 2, 2))
     tensor([[4., 4., 4.]])
     """
     check_floating(x, "squared_distances: x")
-    if x.ndim < 2 or noise.shape[1:] != x.shape[1:]:
+    if noise.dtype != x.dtype:
+        raise TypeError(f"squared_distances: noise: expected {x.dtype}, as x has, got {noise.dtype}")
+    if not x.ndim or not noise.ndim or noise.shape[1:] != x.shape[1:]:
         got = f"{tuple(x.shape)} and {tuple(noise.shape)}"
         raise ValueError(f"squared_distances: expected x and noise of shapes (n, ...) and (m, ...), got {got}")
-    return pairwise_distances(rearrange(x, "n ... -> n (...)"), rearrange(noise, "m ... -> m (...)"), squared=True)
+    x, noise = rearrange(x, "n ... -> n (...)"), rearrange(noise, "m ... -> m (...)")
+    squares = reduce(x * x, "n d -> n 1", "sum") + reduce(noise * noise, "m d -> 1 m", "sum")
+    return (squares - 2 * x @ noise.mT).clamp(min=0)
 
 
+@in_float32
 def sinkhorn(cost: Tensor, *, reg: Number, steps: int = 100) -> Tensor:
     """Logarithm of the plan that moves uniform weights onto uniform weights most cheaply: (n, m) -> (n, m).
 
@@ -44,7 +53,8 @@ def sinkhorn(cost: Tensor, *, reg: Number, steps: int = 100) -> Tensor:
     rows exact, 1 / n; those of the columns are 1 / m in the limit of many steps.
 
     Raises:
-        ValueError: if ``cost`` is not (n, m), ``reg`` or ``steps`` not positive.
+        TypeError: if ``cost`` is not floating.
+        ValueError: if ``cost`` is not (n, m) or empty, ``reg`` or ``steps`` not positive.
     Source: Cuturi 2013, arXiv:1306.0895; Peyre and Cuturi 2019, section 4.4 and eq. 4.43, arXiv:1803.00567.
 
     >>> sinkhorn(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), reg=0.1).exp()
@@ -52,6 +62,8 @@ def sinkhorn(cost: Tensor, *, reg: Number, steps: int = 100) -> Tensor:
             [2.2699e-05, 4.9998e-01]])
     """
     sizes = check_shape(cost, "n m", "sinkhorn: cost")
+    check_floating(cost, "sinkhorn: cost")
+    check_positive("sinkhorn", **sizes)
     check_above_zero("sinkhorn", reg=reg)
     check_positive("sinkhorn", steps=steps)
     kernel = -cost / reg
@@ -85,6 +97,7 @@ def entropic_coupling(key: Key, x: Tensor, noise: Tensor, *, reg: Number = 0.05,
             [9.]])
     """
     cost = stop_gradient(squared_distances(x, noise))
+    cost = cost.to(torch.promote_types(cost.dtype, torch.float32))  # a plan and draws of 16 bits are not the plan's
     plan = sinkhorn(cost, reg=reg * cost.mean(), steps=steps)
     return stop_gradient(noise)[random.categorical(key, plan)]
 
@@ -114,5 +127,5 @@ def exact_coupling(x: Tensor, noise: Tensor) -> Tensor:
         from scipy.optimize import linear_sum_assignment
     except ImportError as error:
         raise ImportError("exact_coupling: needs scipy: pip install scipy") from error
-    _, order = linear_sum_assignment(squared_distances(x, noise).detach().cpu().numpy())
+    _, order = linear_sum_assignment(squared_distances(x, noise).detach().cpu().double().numpy())
     return noise[torch.from_numpy(order).to(noise.device)]

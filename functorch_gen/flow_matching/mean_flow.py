@@ -23,9 +23,10 @@ from einops import reduce
 from torch import Tensor
 
 from functorch_gen import random, tree
-from functorch_gen.check import check_floating, check_number, check_positive, check_shape
+from functorch_gen.check import check_floating, check_number, check_shape
 from functorch_gen.diffusion import LogitNormalTime, TimeSampler
-from functorch_gen.flow_matching.paths import check_velocity, conditional_velocity
+from functorch_gen.flow_matching.paths import check_times, check_velocity, conditional_velocity
+from functorch_gen.nn.sizes import check_sizes
 from functorch_gen.noise import FlowMatching, NoiseSchedule, expand, mix, uniform_times
 from functorch_gen.transforms import jvp, stop_gradient
 from functorch_gen.typing import Key, Number, Tree
@@ -53,6 +54,8 @@ def average_velocity_target(
     Both come from one ``jvp``; the target is a constant to derivatives. It is linear in the velocity: in the mean over
     data and noise given x_t, the velocity of the pair does the same as that of the flow.
 
+    Raises:
+        ValueError: if ``r`` and ``t`` are not (b,), or velocity or output have not the shape of ``x_t``.
     Source: eq. 6 to 11.
 
     >>> network = lambda x_t, r, t: x_t * t[:, None]
@@ -60,6 +63,9 @@ def average_velocity_target(
     >>> average_velocity_target(network, x_t, velocity, r, t)  # du/dt = 1 * 0.5 + 2
     (tensor([[1.]]), tensor([[-0.2500]]))
     """
+    check_times(r, x_t, "average_velocity_target: r")
+    check_times(t, x_t, "average_velocity_target: t")
+    check_velocity(velocity, x_t, "average_velocity_target: velocity")
     tangents = velocity, torch.zeros_like(r), torch.ones_like(t)
     u, du_dt = jvp(lambda x_t, r, t: _call(network, x_t, r, t, condition), (x_t, r, t), tangents)
     return u, stop_gradient(velocity - expand(t - r, u) * du_dt)
@@ -91,6 +97,8 @@ def guided_velocity(
         velocity: of the pair behind ``x_t``.
         null_condition: the condition that says that there is none.
         omega, kappa: numbers, or one for each example (b,); omega = 1 and kappa = 0 do not guide it.
+    Raises:
+        ValueError: if omega or kappa is a tensor neither 0-d nor (b,), or the output has not the shape of ``x_t``.
     Source: section 4.2 and appendix B.1.
 
     >>> network = lambda x_t, r, t, label: x_t * label[:, None]
@@ -98,6 +106,9 @@ def guided_velocity(
     >>> guided_velocity(network, x_t, 5 * x_t, torch.ones(1), label, none, omega=2.0, kappa=0.5)
     tensor([[10., 10.]])
     """
+    for name, scale in {"omega": omega, "kappa": kappa}.items():
+        if isinstance(scale, Tensor) and scale.ndim:
+            check_times(scale, x_t, f"guided_velocity: {name}")
     guided = expand(omega, x_t) * velocity
     guided = guided + expand(1 - omega - kappa, x_t) * _call(network, x_t, t, t, null_condition)
     if isinstance(kappa, Tensor) or kappa:
@@ -135,8 +146,9 @@ def mean_flow_loss(
             velocity, which is the mean of those of the pairs, and so has the same minimum with less noise.
         power: 0 is the squared error, 1 the same weight for all examples.
     Raises:
-        TypeError: if ``x`` is not floating.
-        ValueError: if ``ratio`` is not in [0, 1], or the network's output has not the shape of ``x``.
+        TypeError: if ``x`` is not floating, or a leaf of ``condition`` is no tensor (names the path).
+        ValueError: if ``ratio`` is not in [0, 1], the network's output or the guide's has not the shape of ``x``, the
+            times are not (b, 2), or a leaf of ``condition`` is not (b, ...).
     Source: algorithm 1 and section 4.3.
 
     >>> x = random.normal(random.key(0), (4, 8))
@@ -145,17 +157,35 @@ def mean_flow_loss(
     """
     check_floating(x, "mean_flow_loss: x")
     check_number("mean_flow_loss", "ratio", ratio, low=0, high=1)
+    check_number("mean_flow_loss", "eps", eps, low=0)
+    b = _examples(x, condition)
     key_time, key_noise = random.split(key)
-    b = x.shape[0]
     times, noise = time(key_time, (b, 2), x.dtype), random.normal(key_noise, x.shape, x.dtype)
+    check_shape(times, "b 2", "mean_flow_loss: times", b=b)
     r, t = times.amin(1), times.amax(1)
     x_t, velocity = mix(schedule, x, noise, t), conditional_velocity(schedule, x, noise, t)
-    velocity = velocity if guide is None else stop_gradient(guide(x_t, velocity, t))
+    if guide is not None:
+        velocity = stop_gradient(guide(x_t, velocity, t))
+        check_velocity(velocity, x_t, "mean_flow_loss: guide")
     apart = max(1, round(ratio * b)) if ratio else 0
     u, target = _outputs_and_targets(network, apart, x_t, velocity, r, t, condition)
     error = reduce((u - target) ** 2, "b ... -> b", "mean")
     weighted = isinstance(power, Tensor) or power != 0
     return error / stop_gradient(error + eps) ** power if weighted else error
+
+
+def _examples(x: Tensor, condition: Tree) -> int:
+    """How many there are; all leaves of the condition have as many."""
+    if not x.ndim:
+        raise ValueError("mean_flow_loss: x: expected shape (b, ...), got ()")
+    b = x.shape[0]
+    for path, leaf in ({} if condition is None else tree.names(condition)).items():
+        name = f"mean_flow_loss: condition{path and f' at {path!r}'}: expected a tensor of shape (b={b}, ...)"
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"{name}, got {type(leaf).__name__}")
+        if leaf.shape[:1] != (b,):
+            raise ValueError(f"{name}, got {tuple(leaf.shape)}")
+    return b
 
 
 def _outputs_and_targets(
@@ -193,6 +223,7 @@ def sample_mean_flow(
         times: where the steps begin, (steps,) and falling from 1; by default equally spaced.
         schedule: of the training, whose sigma(1) is the scale of the noise; by default the line.
     Raises:
+        TypeError: if ``steps`` is no int.
         ValueError: if ``steps`` is not positive, or shapes do not fit.
     Source: eq. 12 and algorithm 2.
 
@@ -200,7 +231,7 @@ def sample_mean_flow(
     >>> sample_mean_flow(random.key(0), to_three, (1, 2))
     tensor([[3., 3.]])
     """
-    check_positive("sample_mean_flow", steps=steps)
+    check_sizes("sample_mean_flow", steps=steps)
     times = uniform_times(schedule, steps) if times is None else times
     check_shape(times, "steps", "sample_mean_flow: times", steps=steps)
     times = torch.cat([times, times.new_zeros(1)]).to(key.device, dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 from functorch_gen import random
 from functorch_gen.check import check_floating
 from functorch_gen.diffusion import TimeSampler, UniformTime
-from functorch_gen.flow_matching.paths import Velocity, check_velocity, conditional_velocity
+from functorch_gen.flow_matching.paths import Velocity, check_times, check_velocity, conditional_velocity
 from functorch_gen.noise import FlowMatching, NoiseSchedule, mix
 from functorch_gen.typing import Key
 
@@ -48,7 +48,7 @@ def loss(
         weighting: weight of each time, (b,) -> (b,); None: 1.
     Raises:
         TypeError: if ``x`` is not floating.
-        ValueError: if the network's output or the noise has not the shape of ``x``.
+        ValueError: if the network's output or the noise has not the shape of ``x``, or times or weights are not (b,).
     Source: Lipman et al. 2023, eq. 14 and 23, arXiv:2210.02747; Tong et al. 2023, algorithm 1, arXiv:2302.00482.
 
     >>> x = random.normal(random.key(0), (4, 8))
@@ -82,4 +82,8 @@ def loss_at(
     output = velocity(x_t, t)
     check_velocity(output, x_t)
     error = reduce((output - conditional_velocity(schedule, x, noise, t)) ** 2, "b ... -> b", "mean")
-    return error if weighting is None else weighting(t) * error
+    if weighting is None:
+        return error
+    weight = weighting(t)
+    check_times(weight, x, "loss: weighting(t)")
+    return weight * error

@@ -17,11 +17,20 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from functorch_gen.check import check_shape
 from functorch_gen.diffusion import Prediction, target, to_noise, to_x
 from functorch_gen.noise import NoiseSchedule, expand, rates, uniform_times
 from functorch_gen.numerics import divide_no_nan
 
-__all__ = ["ConditionalOT", "Trigonometric", "Velocity", "check_velocity", "conditional_velocity", "convert"]
+__all__ = [
+    "ConditionalOT",
+    "Trigonometric",
+    "Velocity",
+    "check_times",
+    "check_velocity",
+    "conditional_velocity",
+    "convert",
+]
 
 Velocity: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(x_t, t) -> dx_t/dt: (b, ...), (b,) -> (b, ...)."""
@@ -91,26 +100,54 @@ class Trigonometric:
         return uniform_times(self, steps)
 
 
-def check_velocity(velocity: Tensor, x_t: Tensor) -> None:
+def check_times(t: Tensor, x: Tensor, name: str) -> None:
+    """Raises ``ValueError`` when ``t`` is not one time for each example of ``x``, (b,).
+
+    >>> check_times(torch.ones(3), torch.ones(2, 3), "convert: t")
+    Traceback (most recent call last):
+        ...
+    ValueError: convert: t: expected shape (b=2,), got (3,)
+    """
+    check_shape(t, "b", name, b=x.shape[0] if x.ndim else 1)
+
+
+def check_velocity(velocity: Tensor, x_t: Tensor, name: str = "network") -> None:
     """Raises ``ValueError`` when what a network puts out has not the shape of ``x_t``.
+
+    Args:
+        name: where the velocity comes from, as the message shall name it.
+    Raises:
+        TypeError: if it is no tensor.
 
     >>> check_velocity(torch.ones(2), torch.ones(2, 3))
     Traceback (most recent call last):
         ...
     ValueError: network: expected a velocity of shape (2, 3), got (2,)
     """
+    if not isinstance(velocity, Tensor):
+        raise TypeError(f"{name}: expected a velocity of shape {tuple(x_t.shape)}, got {type(velocity).__name__}")
     if velocity.shape != x_t.shape:
-        raise ValueError(f"network: expected a velocity of shape {tuple(x_t.shape)}, got {tuple(velocity.shape)}")
+        raise ValueError(f"{name}: expected a velocity of shape {tuple(x_t.shape)}, got {tuple(velocity.shape)}")
+
+
+def _check_alike(x: Tensor, like: Tensor, name: str) -> None:
+    if x.shape != like.shape:
+        raise ValueError(f"{name}: expected shape {tuple(like.shape)}, got {tuple(x.shape)}")
 
 
 def conditional_velocity(schedule: NoiseSchedule, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """dalpha/dt x + dsigma/dt noise, the velocity of x_t for one pair: (b, ...), (b, ...), (b,) -> (b, ...).
 
+    Raises:
+        ValueError: if ``t`` is not (b,) or ``noise`` has not the shape of ``x``.
+
     >>> from functorch_gen.noise import FlowMatching
     >>> conditional_velocity(FlowMatching(), torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([0.3]))
     tensor([[-1., -1.]])
     """
-    dalpha, dsigma = rates(schedule, t.contiguous())
+    check_times(t, x, "conditional_velocity: t")
+    _check_alike(noise, x, "conditional_velocity: noise")
+    dalpha, dsigma = rates(schedule, t)
     return expand(dalpha, x) * x + expand(dsigma, x) * noise
 
 
@@ -130,6 +167,9 @@ def convert(
 
     Where a variance-preserving schedule starts (t = 0) its velocity is infinite, and the noise is given as 0.
 
+    Raises:
+        ValueError: if ``t`` is not (b,), ``output`` has not the shape of ``x_t``, or ``source`` or ``to`` is unknown.
+
     >>> from functorch_gen.noise import FlowMatching
     >>> x_t, t, schedule = torch.ones(1, 2), torch.tensor([0.25]), FlowMatching()
     >>> convert(torch.zeros(1, 2), x_t, t, schedule=schedule, source="velocity", to="x")
@@ -137,6 +177,8 @@ def convert(
     >>> convert(torch.zeros(1, 2), x_t, t, schedule=schedule, source="velocity", to="score")
     tensor([[-4., -4.]])
     """
+    check_times(t, x_t, "convert: t")
+    _check_alike(output, x_t, "convert: output")
     x, noise = _data_and_noise(output, x_t, t, schedule, source)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     if to == "velocity":
@@ -151,7 +193,7 @@ def _data_and_noise(
 ) -> tuple[Tensor, Tensor]:
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     if source == "velocity":
-        return _solve(output, x_t, (alpha, sigma), rates(schedule, t.contiguous()))
+        return _solve(output, x_t, (alpha, sigma), rates(schedule, t))
     if source == "score":
         source, output = "eps", -expand(sigma, output) * output
     return to_x(source, output, x_t, alpha, sigma), to_noise(source, output, x_t, alpha, sigma)

@@ -12,8 +12,8 @@ from einops import reduce
 from torch import Tensor
 
 from functorch_gen import ode, random
-from functorch_gen.check import check_positive
 from functorch_gen.flow_matching.paths import Velocity, check_velocity
+from functorch_gen.nn.sizes import check_sizes
 from functorch_gen.noise import FlowMatching, NoiseSchedule
 from functorch_gen.typing import Key
 
@@ -35,7 +35,7 @@ def _field(velocity: Velocity) -> Velocity:
 
 
 def _times(name: str, start: float, end: float, steps: int, like: Tensor) -> Tensor:
-    check_positive(name, steps=steps)
+    check_sizes(name, steps=steps)
     return torch.linspace(start, end, steps + 1, dtype=like.dtype, device=like.device)
 
 
@@ -62,6 +62,7 @@ def sample(
             lie on a surface is singular: there it is ten times as exact as Heun's method of the same cost.
         schedule: of the training, whose sigma(1) is the scale of the noise; by default the line.
     Raises:
+        TypeError: if ``steps`` is no int.
         ValueError: if ``steps`` is not positive, or the network's output has not the given shape.
 
     >>> to_three = lambda x_t, t: (x_t - 3) / t[:, None]  # straight to the point 3

@@ -123,6 +123,8 @@ class Player(NamedTuple):
         has_aux: bool,
     ) -> "Player":
         """From a loss in any of its four forms; ``name`` is for errors."""
+        if not (lazy is None or isinstance(lazy, Lazy)):
+            raise TypeError(f"gan.make_step: expected {name}_lazy to be a gan.Lazy, got {type(lazy).__name__}")
         penalty = None if lazy is None else _normal_form(f"{name}_lazy.penalty", lazy.penalty, stateful, False)
         every = 1 if lazy is None else lazy.every
         return cls(_normal_form(f"{name}_loss", loss, stateful, has_aux), penalty, every, tx, project)

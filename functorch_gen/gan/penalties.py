@@ -10,10 +10,11 @@ from collections.abc import Callable
 from einops import rearrange, reduce
 from torch import Tensor
 
-from functorch_gen import numerics, random
+from functorch_gen import numerics, random, tree
 from functorch_gen.check import check_floating, check_number, check_shape
+from functorch_gen.losses.per_example import check_alike
 from functorch_gen.transforms import stop_gradient, value_and_grad, vjp, vmap
-from functorch_gen.typing import Key, Number
+from functorch_gen.typing import Key, Number, Tree
 
 __all__ = [
     "gradient_penalty",
@@ -28,15 +29,15 @@ __all__ = [
 Critic = Callable[..., Tensor]
 
 
-def input_gradient(critic: Critic, x: Tensor, *inputs: Tensor) -> Tensor:
+def input_gradient(critic: Critic, x: Tensor, *inputs: Tree) -> Tensor:
     """The gradient of each logit in its own input: (b, ...) -> (b, ...).
 
     Args:
         critic: ``critic(x, *inputs) -> (b,)``.
-        inputs: what else it takes for each example, (b, ...): labels, say.
+        inputs: what else it takes for each example, trees of tensors (b, ...): labels, say.
     Raises:
         TypeError: if ``x`` is not floating.
-        ValueError: if the critic does not return one logit for each example.
+        ValueError: if the critic does not return one logit for each example, or an input has another number of them.
 
     >>> import torch
     >>> input_gradient(lambda x: (x**2).sum(1), torch.tensor([[1.0, 2.0]]))
@@ -45,7 +46,7 @@ def input_gradient(critic: Critic, x: Tensor, *inputs: Tensor) -> Tensor:
     return value_and_input_gradient(critic, x, *inputs)[1]
 
 
-def value_and_input_gradient(critic: Critic, x: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_input_gradient(critic: Critic, x: Tensor, *inputs: Tree) -> tuple[Tensor, Tensor]:
     """The logits too, from the same pass: (b, ...) -> (b,), (b, ...).
 
     A loss of the logits and a penalty of the gradients then cost one pass through the critic instead of two.
@@ -57,14 +58,24 @@ def value_and_input_gradient(critic: Critic, x: Tensor, *inputs: Tensor) -> tupl
     >>> value_and_input_gradient(lambda x: (x**2).sum(1), torch.tensor([[1.0, 2.0]]))
     (tensor([5.]), tensor([[2., 4.]]))
     """
-    check_floating(x, "input_gradient: x")
+    _check_examples("input_gradient: x", x)
+    for path, given in tree.names(inputs).items():
+        if not isinstance(given, Tensor) or given.shape[:1] != x.shape[:1]:
+            got = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise ValueError(f"input_gradient: inputs: {path!r}: expected a tensor (b={len(x)}, ...), got {got}")
 
-    def logit(x: Tensor, *inputs: Tensor) -> Tensor:
-        found = critic(x[None], *[i[None] for i in inputs])
+    def logit(x: Tensor, *inputs: Tree) -> Tensor:
+        found = critic(x[None], *tree.map(lambda i: i[None], inputs))
         check_shape(found, "b", "input_gradient: logits", b=1)
         return found[0]
 
     return vmap(value_and_grad(logit))(x, *inputs)
+
+
+def _check_examples(name: str, x: Tensor) -> None:
+    check_floating(x, name)
+    if not x.ndim:
+        raise ValueError(f"{name}: expected shape (b, ...), got ()")
 
 
 def _squared_norm(x: Tensor) -> Tensor:
@@ -72,7 +83,7 @@ def _squared_norm(x: Tensor) -> Tensor:
     return reduce(x.square(), "b ... -> b", "sum")
 
 
-def r1_penalty(critic: Critic, real: Tensor, *inputs: Tensor, gamma: Number = 1.0) -> Tensor:
+def r1_penalty(critic: Critic, real: Tensor, *inputs: Tree, gamma: Number = 1.0) -> Tensor:
     """gamma / 2 |grad_x D(x)|^2 at real examples: (b, ...) -> (b,).
 
     Args:
@@ -87,7 +98,7 @@ def r1_penalty(critic: Critic, real: Tensor, *inputs: Tensor, gamma: Number = 1.
     return 0.5 * gamma * _squared_norm(input_gradient(critic, real, *inputs))
 
 
-def r2_penalty(critic: Critic, fake: Tensor, *inputs: Tensor, gamma: Number = 1.0) -> Tensor:
+def r2_penalty(critic: Critic, fake: Tensor, *inputs: Tree, gamma: Number = 1.0) -> Tensor:
     """gamma / 2 |grad_x D(x)|^2 at generated examples: (b, ...) -> (b,).
 
     Args:
@@ -103,7 +114,7 @@ def r2_penalty(critic: Critic, fake: Tensor, *inputs: Tensor, gamma: Number = 1.
 
 
 def gradient_penalty(
-    critic: Critic, key: Key, real: Tensor, fake: Tensor, *inputs: Tensor, center: Number = 1.0
+    critic: Critic, key: Key, real: Tensor, fake: Tensor, *inputs: Tree, center: Number = 1.0
 ) -> Tensor:
     """(|grad_x D(x)| - center)^2 at a uniform point between a real and a generated example: (b, ...) -> (b,).
 
@@ -122,9 +133,7 @@ def gradient_penalty(
     tensor([16.])
     """
     check_number("gradient_penalty", "center", center)
-    check_floating(real, "gradient_penalty: real")
-    if fake.shape != real.shape:
-        raise ValueError(f"gradient_penalty: expected fake of shape {tuple(real.shape)}, got {tuple(fake.shape)}")
+    check_alike("gradient_penalty", real=real, fake=fake)
     share = random.uniform(key, (len(real), *[1] * (real.ndim - 1)), real.dtype)
     slope = input_gradient(critic, share * real + (1 - share) * fake, *inputs)
     return (numerics.norm(rearrange(slope, "b ... -> b (...)"), dim=1) - center).square()
@@ -137,14 +146,19 @@ def path_lengths(generator: Callable[[Tensor], Tensor], key: Key, z: Tensor) -> 
 
     Args:
         generator: ``generator(z) -> (b, ...)``.
+    Raises:
+        TypeError: if ``z`` is not floating.
+        ValueError: if the generator does not return one image for each latent.
     Source: Karras et al. 2020, section 3.2, arXiv:1912.04958.
 
     >>> import torch
     >>> path_lengths(lambda z: 3 * z[:, :1], random.key(0), torch.zeros(4000, 2)).square().mean().round()
     tensor(9.)
     """
-    check_floating(z, "path_lengths: z")
+    _check_examples("path_lengths: z", z)
     images, pull = vjp(generator, z)
+    if images.shape[:1] != z.shape[:1]:
+        raise ValueError(f"path_lengths: expected images (b={len(z)}, ...), got {tuple(images.shape)}")
     (slope,) = pull(random.normal(key, images.shape, images.dtype))
     return numerics.norm(rearrange(slope, "b ... -> b (...)"), dim=1)
 
@@ -166,6 +180,7 @@ def path_length_penalty(
     """
     check_number("path_length_penalty", "decay", decay, low=0, high=1)
     check_shape(mean, "", "path_length_penalty: mean")
+    check_floating(mean, "path_length_penalty: mean")
     lengths = path_lengths(generator, key, z)
     mean = stop_gradient(mean + ((1 - decay) * (lengths.mean() - mean)).to(mean.dtype))
     return (lengths - mean).square(), mean

@@ -161,8 +161,8 @@ def make_step(
         ``d_grad_norm``, ``g_grad_norm`` (before clipping) and, with ``has_aux``, ``d_aux``, ``g_aux``, each of the
         player's last turn.
     Raises:
-        ValueError: if ``n_critic`` < 1; by the step, if a loss is not 0-d.
-        TypeError: by the step, if a loss does not return the pair it should.
+        ValueError: if ``n_critic`` < 1; by the step, if a loss is not 0-d, or one of step and state has an average.
+        TypeError: if a regulariser is no :class:`Lazy`; by the step, if a loss does not return the pair it should.
 
     >>> import torch
     >>> from functorch_gen import optim
@@ -183,6 +183,10 @@ def make_step(
     game = Game(d, Player.of("g", g_loss, g_tx, g_lazy, None, **forms))
 
     def step(state: GANState, batch: Any) -> tuple[GANState, Metrics]:
+        if (ema is None) != (state.ema is None):
+            raise ValueError(
+                "gan.make_step: expected init_state to be given the same ema, got one with and one without"
+            )
         *early, last = random.split(random.fold_in(state.key, state.step), n_critic)
         for key in early:
             state, _ = game.d_turn(state, key, batch)

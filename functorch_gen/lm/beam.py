@@ -19,7 +19,7 @@ class Beams(NamedTuple):
     """The result of :func:`beam_search`, the most probable first."""
 
     tokens: Tensor  # (..., beams, n) int64
-    log_prob: Tensor  # (..., beams): of the tokens up to the stop token, given the prompt; -inf: there are not so many
+    log_prob: Tensor  # (..., beams), of the tokens up to the stop token, float32 or wider; -inf: there are not so many
 
 
 def beam_search(
@@ -57,7 +57,8 @@ def beam_search(
     axis = prompt.ndim - 1
     logits, cache = tree.map(lambda x: _repeat(x, beams, axis), (logits, cache))
     one = torch.arange(beams, device=prompt.device) == 0  # all beams are alike as yet: one counts
-    log_prob = torch.where(one, 0.0, -math.inf).to(logits.dtype).expand(logits.shape[:-1])
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    log_prob = torch.where(one, 0.0, -math.inf).to(dtype).expand(logits.shape[:-1])
     log_prob, _, token = _best(log_prob, logits, None, stop_token)
     places = torch.arange(max_new_tokens, device=prompt.device)
     tokens = torch.where(places == 0, token.unsqueeze(-1), 0)
@@ -79,9 +80,9 @@ def _best(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best k of all k v extensions: log-probabilities, the beams they extend, and the tokens, all (..., k)."""
     k, v = logits.shape[-2:]
-    of_next = torch.log_softmax(logits, -1)
+    of_next = torch.log_softmax(logits, -1, dtype=log_prob.dtype)
     if stop_token is not None and last is not None:
-        stay = torch.where(torch.arange(v, device=logits.device) == stop_token, 0.0, -math.inf).to(logits.dtype)
+        stay = torch.where(torch.arange(v, device=logits.device) == stop_token, 0.0, -math.inf).to(of_next.dtype)
         of_next = torch.where((last == stop_token).unsqueeze(-1), stay, of_next)
     log_prob, index = (log_prob.unsqueeze(-1) + of_next).flatten(-2).topk(k)
     return log_prob, index // v, index % v

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from functorch_gen import random
-from functorch_gen.check import check_floating, check_number, check_shape
+from functorch_gen.check import check_floating, check_number, check_positive, check_shape
 from functorch_gen.typing import Key, Number
 
 __all__ = ["apply_temperature", "filter_logits", "keep_min_p", "keep_top_k", "keep_top_p", "sample_token"]
@@ -126,19 +126,24 @@ def sample_token(
 ) -> Tensor:
     """A token drawn from the filtered distribution: (..., v) -> (...), int64.
 
+    16-bit logits are filtered and drawn from in float32.
+
     Args:
         temperature, top_k, top_p, min_p: of :func:`filter_logits`.
 
     >>> sample_token(random.key(0), torch.tensor([[1.0, 3.0, 2.0], [5.0, 1.0, 0.0]]), temperature=0)
     tensor([1, 0])
     """
-    filtered = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    return random.categorical(key, filtered)
+    _check("sample_token", logits)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return random.categorical(key, filter_logits(wide, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p))
 
 
 def _check(name: str, logits: Tensor) -> int:
     check_floating(logits, f"{name}: logits")
-    return check_shape(logits, "... v", f"{name}: logits")["v"]
+    v = check_shape(logits, "... v", f"{name}: logits")["v"]
+    check_positive(f"{name}: logits", v=v)
+    return v
 
 
 def _keep(logits: Tensor, kept: Tensor) -> Tensor:

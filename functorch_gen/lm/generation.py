@@ -61,7 +61,7 @@ def prefill(
     check_integers("prefill: prompt", prompt, tuple(prompt.shape))
     if not length:
         raise ValueError(f"prefill: prompt: expected at least one token, got shape {tuple(prompt.shape)}")
-    dtype = next(x.dtype for x in tree.leaves(params))
+    dtype = next((x.dtype for x in tree.leaves(params)), torch.float32)
     cache = model.init_cache(tuple(prompt.shape[:-1]), length + max_new_tokens, dtype, prompt.device)
     logits, cache = model(params, prompt, cache=cache, lengths=lengths)
     if lengths is None:

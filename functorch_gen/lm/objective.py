@@ -62,8 +62,9 @@ def loss(network: Network, tokens: Tensor, *, mask: Tensor | None = None) -> Ten
     nll = token_nll(network(tokens[:, :-1]), tokens[:, 1:])
     if mask is None:
         return nll.mean(-1)
-    if mask.dtype != torch.bool:
-        raise TypeError(f"loss: mask: expected a bool tensor, got {mask.dtype}")
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"loss: mask: expected a bool tensor, got {got}")
     check_shape(mask, "b l", "loss: mask", b=tokens.shape[0], l=tokens.shape[1])
     counted = mask[:, 1:]
     return torch.where(counted, nll, 0.0).sum(-1) / counted.sum(-1).clamp(min=1)
@@ -112,7 +113,7 @@ def text_nll(
         start: the token that stands before the text.
     Raises:
         TypeError: if the text is no tensor of integers.
-        ValueError: if there is no token, a size is < 1, or ``stride`` > ``window``.
+        ValueError: if there is no token, a size is < 1, ``start`` < 0, or ``stride`` > ``window``.
 
     >>> nll = text_nll(lambda tokens: torch.zeros(*tokens.shape, 4), torch.tensor([0, 1, 2, 3, 0]), window=2)
     >>> nll.shape, perplexity(nll.mean())
@@ -122,6 +123,7 @@ def text_nll(
     check_integers("text_nll: text", text, (n,))
     stride = -(-window // 2) if stride is None else stride
     check_sizes("text_nll", tokens=n, window=window, stride=stride, batch_size=batch_size)
+    check_sizes("text_nll", minimum=0, start=start)
     if stride > window:
         raise ValueError(f"text_nll: expected stride <= window={window}, got {stride}")
     count = 1 + max(0, math.ceil((n - window) / stride))

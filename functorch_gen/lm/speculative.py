@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from functorch_gen import random
-from functorch_gen.lm.filters import filter_logits
+from functorch_gen.check import check_shape
+from functorch_gen.lm.filters import filter_logits, sample_token
 from functorch_gen.lm.generation import CachedModel, fill_after, prefill
 from functorch_gen.nn import KVCache
 from functorch_gen.nn.sizes import check_sizes
@@ -77,8 +78,8 @@ def generate_speculative(
         stop_token: ends a sequence; what would follow is this token too.
     Raises:
         TypeError: if the prompt is no tensor of integers.
-        ValueError: if it is empty, a number is < 1, or prompt, new tokens and ``lookahead`` together are longer than
-            the context of one of the models.
+        ValueError: if it is empty, a number is < 1, prompt, new tokens and ``lookahead`` together are longer than the
+            context of one of the models, or these have not the same tokens.
     Source: Leviathan et al. 2023, algorithm 1, arXiv:2211.17192.
 
     >>> from functorch_gen.models import GPT
@@ -91,7 +92,8 @@ def generate_speculative(
     options: Any = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     room = max_new_tokens + lookahead
     logits, cache = prefill(model, params, prompt, room, lengths=lengths)
-    _, draft_cache = prefill(draft, draft_params, prompt, room, lengths=lengths)
+    draft_logits, draft_cache = prefill(draft, draft_params, prompt, room, lengths=lengths)
+    check_shape(draft_logits, "... v", "generate_speculative: logits of the draft", v=logits.shape[-1])
     network, draft_network = _filtered(model, params, options), _filtered(draft, draft_params, options)
 
     def advance(state: tuple[Tensor, _Sequences]) -> tuple[Tensor, _Sequences]:
@@ -103,7 +105,7 @@ def generate_speculative(
         return number + 1, _accept(old, (cache, draft_cache), x, kept, token)
 
     key_first, key_rounds = random.split(key)
-    token = random.categorical(key_first, filter_logits(logits, **options))
+    token = sample_token(key_first, logits, **options)
     tokens = torch.where(torch.arange(max_new_tokens, device=token.device) == 0, token.unsqueeze(-1), 0)
     one, accepted, rounds = torch.ones_like(token), torch.zeros_like(token), torch.zeros_like(token)
     start = _Sequences(token, (cache, draft_cache), tokens, one, accepted, rounds)
@@ -116,7 +118,8 @@ def generate_speculative(
 def _filtered(model: CachedModel, params: Params, options: dict[str, Any]) -> Network:
     def network(tokens: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         logits, cache = model(params, tokens, cache=cache)
-        return filter_logits(logits, **options), cache
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))  # 16-bit probabilities are another law
+        return filter_logits(wide, **options), cache
 
     return network
 

@@ -48,6 +48,9 @@ class PlainResBlock:
 
     channels: int
 
+    def __post_init__(self) -> None:
+        check_sizes("PlainResBlock", channels=self.channels)
+
     @property
     def parts(self) -> dict[str, Layer]:
         """The sublayers by name."""
@@ -174,8 +177,8 @@ class DCGANGenerator(_DCGAN):
 class DCGANDiscriminator(_DCGAN):
     """Images to logits, high for real ones: (b, image_channels, h, w), labels (b,) -> (b,).
 
-    Strided convolutions halve the resolution. With features phi(x) the logit is w^T phi(x) + b, and v_y^T phi(x) more
-    with a label y: a projection discriminator.
+    Strided convolutions halve the resolution. With c features phi(x) the logit is w^T phi(x) + b, and v_y^T phi(x) / c
+    more with a label y: a projection discriminator.
 
     Args:
         image_size, channels, num_blocks: as of :class:`DCGANGenerator`.

@@ -60,12 +60,18 @@ class GPT:
     Args:
         dropout: of the embedded tokens, the attention weights and the output of each branch, when a key is given.
         tied: the matrix of the logits is the table of the tokens' vectors (Press and Wolf 2017, arXiv:1608.05859).
+        hidden_features: width of the perceptrons; 4 embed_dim when None.
+        norm: ``nn.LayerNorm``, or ``nn.RMSNorm`` (arXiv:1910.07467): a function of the width.
+        gated: the perceptrons are SwiGLU (arXiv:2002.05202).
+        num_kv_heads: heads of keys and values, fewer than ``num_heads``: grouped queries (arXiv:2305.13245).
+        qk_norm: RMSNorm of the queries and keys of each head.
+        rotary_base: RoPE (arXiv:2104.09864) with this base, 10000 in the paper; None: none.
+        alibi: a bias that falls with the distance (arXiv:2108.12409).
         soft_cap: the logits are soft_cap tanh(logits / soft_cap), between -soft_cap and soft_cap (Gemma 2, section 2,
             arXiv:2408.00118); None: as they are.
-        hidden_features, norm, gated, num_kv_heads, qk_norm, rotary_base, alibi: of each :class:`TransformerBlock`.
     Raises:
         ValueError: for sizes that do not fit; when called, for more tokens than ``context``.
-        TypeError: when called, if the tokens are no integers.
+        TypeError: if ``norm`` is no function; when called, if the tokens are no integers.
 
     Source: Radford et al. 2019, section 2.3, "Language models are unsupervised multitask learners".
 
@@ -104,6 +110,9 @@ class GPT:
             raise ValueError(f"GPT: expected 0 <= dropout <= 1, got {self.dropout}")
         if self.soft_cap is not None:
             check_positive("GPT", soft_cap=self.soft_cap)
+        if not callable(self.norm):
+            raise TypeError(f"GPT: expected norm to be a function of the width, as nn.RMSNorm, got {self.norm!r}")
+        _ = self._block.attention  # checks its own sizes
 
     @property
     def _block(self) -> GPTBlock:

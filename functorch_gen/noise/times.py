@@ -53,6 +53,8 @@ def rho_times(
     tensor([1.0000, 0.8169, 0.0020], dtype=torch.float64)
     """
     check_positive("rho_times", steps=steps, ratio_min=ratio_min, ratio_max=ratio_max, rho=rho)
+    if ratio_max < ratio_min:
+        raise ValueError(f"rho_times: expected ratio_max >= ratio_min={ratio_min}, got {ratio_max}")
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     ratio = schedule.sigma(ends) / schedule.alpha(ends).clamp(min=torch.finfo(ends.dtype).tiny)
     low, high = ratio.clamp(ratio_min, ratio_max) ** (1 / rho)

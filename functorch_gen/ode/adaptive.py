@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from functorch_gen import tree
-from functorch_gen.check import check_positive
+from functorch_gen.check import check_positive, check_shape
 from functorch_gen.ode.runge_kutta import METHODS, Field, checked_field, matrix, move, one_step, state_dtype
 from functorch_gen.transforms import jvp, vjp, while_loop
 from functorch_gen.transforms.carry import as_tensors
@@ -61,7 +61,7 @@ def solve_adaptive(
         return_stats: return (y, :class:`Stats`).
     Raises:
         TypeError: if a leaf of y is not floating (names the path).
-        ValueError: if f(y, t) is not like y (names the path), or a tolerance is not positive.
+        ValueError: if f(y, t) is not like y (names the path), a tolerance is not positive, or a time not 0-d.
     Source: Hairer, Norsett and Wanner 1993, Solving ordinary differential equations I, eq. II.4.11 and II.4.13, table
     II.5.2; Chen et al. 2018, algorithm 1 and appendix B, arXiv:1806.07366.
 
@@ -72,6 +72,8 @@ def solve_adaptive(
     check_positive("solve_adaptive", rtol=rtol, atol=atol, max_steps=max_steps)
     dtype, device = state_dtype("solve_adaptive", y), tree.leaves(y)[0].device
     ends = [t.to(device, dtype) for t in as_tensors("solve_adaptive", "times", [t_start, t_end])]
+    for name, t in zip(("t_start", "t_end"), ends, strict=True):
+        check_shape(t, "", f"solve_adaptive: {name}")
     field, tolerance = checked_field("solve_adaptive", f), _Tolerance(rtol, atol, max_steps)
     if torch.compiler.is_dynamo_compiling():  # it cannot trace how functions are rebuilt
         y, stats = _follow(field, y, ends[0], ends[1], tolerance)

@@ -86,7 +86,7 @@ def _directional(name: str, f: Callable[[Tensor], Tensor], x: Tensor, probes: Te
         value, pushed = jvp(f, (x,), (v.expand_as(x),))
         if value.shape != x.shape:
             raise ValueError(f"{name}: f: expected f(x) of shape {tuple(x.shape)}, got {tuple(value.shape)}")
-        return value, (v * pushed).reshape(len(x), -1).sum(1)
+        return value, (v * pushed).reshape(len(x), math.prod(x.shape[1:])).sum(1)
 
     return vmap(along, out_dims=(None, 0))(probes)
 

@@ -13,9 +13,10 @@ from einops import rearrange
 from torch import Tensor
 
 from functorch_gen import numerics, random, transforms
-from functorch_gen.check import check_choice, check_floating, check_positive
+from functorch_gen.check import check_choice, check_floating, check_number
 from functorch_gen.losses import gaussian_kl
-from functorch_gen.losses.per_example import sum_per_example
+from functorch_gen.losses.per_example import in_float32, sum_per_example
+from functorch_gen.nn.sizes import check_sizes
 from functorch_gen.transforms import stop_gradient, vmap
 from functorch_gen.typing import Key, Number, Params
 from functorch_gen.vae.likelihoods import Likelihood
@@ -53,10 +54,12 @@ class Posterior(NamedTuple):
         noise = random.normal(key, self.mean.shape, self.mean.dtype)
         return self.mean + torch.exp(0.5 * self.log_var) * noise
 
+    @in_float32
     def log_prob(self, z: Tensor) -> Tensor:
         """log q(z | x): -> (b,)."""
         return sum_per_example(self._log_density(z))
 
+    @in_float32
     def kl(self, z: Tensor | None = None) -> Tensor:
         """KL(q || N(0, 1)) of each latent number: -> (b, d, ...).
 
@@ -118,7 +121,7 @@ def elbo(
         free_bits: nats that each latent number may tell, on average over the batch, at no cost beyond them: where the
             average is below, the divergence counts as this many and has no gradient (Kingma et al. 2016).
     Raises:
-        ValueError: if ``kl`` is another name, or shapes do not fit.
+        ValueError: if ``kl`` is another name, ``beta`` or ``free_bits`` is negative, or shapes do not fit.
     Source: Kingma and Welling 2013, eq. 3 and 10, arXiv:1312.6114; Higgins et al. 2017, beta-VAE; Kingma et al. 2016,
         appendix C, arXiv:1606.04934.
 
@@ -129,6 +132,8 @@ def elbo(
     torch.Size([5])
     """
     check_choice("elbo", "kl", kl, ("analytic", "monte_carlo"))
+    check_number("elbo", "beta", beta, low=0)
+    check_number("elbo", "free_bits", 0 if free_bits is None else free_bits, low=0)
     q = posterior(net, params, x)
     z = q.sample(key)
     divergence = q.kl() if kl == "analytic" else q.kl(z)
@@ -153,7 +158,7 @@ def log_weights(
     >>> log_weights(net, params, key, x, likelihood=vae.Gaussian(), k=2).shape
     torch.Size([2, 5])
     """
-    check_positive("log_weights", k=k)
+    check_sizes("log_weights", k=k)
     q = posterior(net, params, x)
     density = stop_gradient(q) if sticking else q
     return vmap(lambda key: _log_weight(net, params, x, q.sample(key), density, likelihood))(random.split(key, k))
@@ -186,7 +191,7 @@ def iwae(
     Raises:
         ValueError: if k < 1, or ``gradient`` is another name.
     Source: Burda et al. 2016, eq. 8, arXiv:1509.00519; Roeder et al. 2017, arXiv:1703.09194; Tucker et al. 2019,
-        section 4, arXiv:1810.04152.
+        arXiv:1810.04152.
 
     >>> from functorch_gen import models, nn, vae
     >>> net = models.EncoderDecoder(nn.Linear(4, 2 * 3), nn.Linear(3, 4))
@@ -195,6 +200,7 @@ def iwae(
     torch.Size([5])
     """
     check_choice("iwae", "gradient", gradient, ("total", "stl", "dreg"))
+    check_sizes("iwae", k=k)
     if gradient == "dreg":
         return _dreg(net, params, key, x, likelihood, k)
     log_w = log_weights(net, params, key, x, likelihood=likelihood, k=k, sticking=gradient == "stl")
@@ -203,7 +209,6 @@ def iwae(
 
 def _dreg(net: Net, params: Params, key: Key, x: Tensor, likelihood: Likelihood, k: int) -> Tensor:
     """The bound with sum_i v_i dlog w_i as the gradient of the decoder, and v_i^2 for v_i on the way through z."""
-    check_positive("iwae", k=k)
     q = posterior(net, params, x)
     z, density = vmap(q.sample)(random.split(key, k)), stop_gradient(q)
 
@@ -234,7 +239,7 @@ def log_prob(
     >>> log_prob(net, params, key, x, likelihood=vae.Gaussian(), k=200).shape
     torch.Size([5])
     """
-    check_positive("log_prob", k=k)
+    check_sizes("log_prob", k=k, batch_size=batch_size)
     q = posterior(net, params, x)
 
     def log_weight(key: Key) -> Tensor:

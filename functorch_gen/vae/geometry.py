@@ -7,6 +7,7 @@ from einops import einsum
 from torch import Tensor
 
 from functorch_gen.check import check_shape
+from functorch_gen.leaves import at_least_float32
 from functorch_gen.transforms import jacfwd, vmap
 
 __all__ = ["jacobian_spectrum", "pullback_metric"]
@@ -17,7 +18,8 @@ Decode = Callable[[Tensor], Tensor]
 def _jacobian(name: str, decode: Decode, z: Tensor) -> Tensor:
     """dx/dz of each code, with x flat: (b, d) -> (b, n, d)."""
     check_shape(z, "b d", f"{name}: z")
-    return vmap(jacfwd(lambda z: decode(z.unsqueeze(0)).flatten()))(z)
+    # contiguous: torch.compile (2.13) fails on F.linear in vmap(jvp) of a slice, and a posterior's mean is one
+    return vmap(jacfwd(lambda z: decode(z.unsqueeze(0)).flatten()))(z.contiguous())
 
 
 def pullback_metric(decode: Decode, z: Tensor) -> Tensor:
@@ -30,7 +32,7 @@ def pullback_metric(decode: Decode, z: Tensor) -> Tensor:
         decode: codes to data, each example by itself: ``lambda z: net.decode(params, z)``.
     Raises:
         ValueError: if ``z`` is not (b, d).
-    Source: Arvanitidis et al. 2018, section 2.2, arXiv:1710.11379; Shao et al. 2018, arXiv:1711.08014.
+    Source: Arvanitidis et al. 2018, arXiv:1710.11379; Shao et al. 2018, arXiv:1711.08014.
 
     >>> pullback_metric(lambda z: z @ torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 3.0]]), torch.zeros(1, 2))
     tensor([[[4., 0.],
@@ -52,4 +54,5 @@ def jacobian_spectrum(decode: Decode, z: Tensor) -> Tensor:
     >>> jacobian_spectrum(lambda z: z @ torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 3.0]]), torch.zeros(1, 2))
     tensor([[3., 2.]])
     """
-    return torch.linalg.svdvals(_jacobian("jacobian_spectrum", decode, z))
+    jacobian = _jacobian("jacobian_spectrum", decode, z)
+    return torch.linalg.svdvals(at_least_float32(jacobian)).to(jacobian.dtype)

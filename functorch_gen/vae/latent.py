@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from functorch_gen import numerics, random
-from functorch_gen.check import check_choice
+from functorch_gen.check import check_choice, check_shape
+from functorch_gen.losses.per_example import check_alike
 from functorch_gen.typing import Key, Params
 from functorch_gen.vae.elbo import Net, posterior
 from functorch_gen.vae.likelihoods import Likelihood
@@ -55,35 +57,39 @@ def sample(
 
 
 def interpolate(start: Tensor, end: Tensor, fractions: Tensor, *, kind: str = "linear") -> Tensor:
-    """Codes on the way from ``start`` to ``end``: (b, d), (b, d), (n,) -> (n, b, d).
+    """Codes on the way from ``start`` to ``end``: (b, d, ...), (b, d, ...), (n,) -> (n, b, d, ...).
 
     Linear: (1 - f) start + f end. Spherical: sin((1 - f) a) / sin(a) start + sin(f a) / sin(a) end, a the angle between
     them, which stays at the distance from 0 at which draws of N(0, 1) lie; the linear way cuts through the ball.
-    Between opposite directions there is no shortest arc, and the result is not finite.
+    Between opposite directions there is no shortest arc, and the result means nothing.
 
     Args:
         kind: ``"linear"`` or ``"spherical"``.
     Raises:
-        ValueError: if ``kind`` is another name, or the shapes of the ends differ.
-    Source: Shoemake 1985, Animating rotation with quaternion curves; White 2016, section 2.1, arXiv:1609.04468.
+        TypeError: if ``start`` is not floating.
+        ValueError: if ``kind`` is another name, or a shape is another.
+    Source: Shoemake 1985, Animating rotation with quaternion curves; White 2016, arXiv:1609.04468.
 
     >>> start, end = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     >>> interpolate(start, end, torch.tensor([0.5]), kind="spherical")
     tensor([[[0.7071, 0.7071]]])
     """
     check_choice("interpolate", "kind", kind, ("linear", "spherical"))
-    if start.shape != end.shape:
-        raise ValueError(f"interpolate: end: expected shape {tuple(start.shape)}, got {tuple(end.shape)}")
-    f = fractions.reshape(-1, *[1] * start.ndim)
+    check_alike("interpolate", start=start, end=end)
+    if start.ndim < 2:
+        raise ValueError(f"interpolate: start: expected shape (b, d, ...), got {tuple(start.shape)}")
+    check_shape(fractions, "n", "interpolate: fractions")
+    f = rearrange(fractions.to(start.dtype), f"n -> n {'1 ' * start.ndim}")
     if kind == "linear":
         return (1 - f) * start + f * end
-    u, v = numerics.normalize(start, dim=-1), numerics.normalize(end, dim=-1)
-    angle = 2 * torch.atan2(numerics.norm(u - v, dim=-1, keepdim=True), numerics.norm(u + v, dim=-1, keepdim=True))
-    return _ratio(1 - f, angle) * start + _ratio(f, angle) * end
+    u, v = (numerics.normalize(rearrange(z, "b ... -> b (...)"), dim=1) for z in (start, end))
+    angle = 2 * torch.atan2(numerics.norm(u - v, dim=1), numerics.norm(u + v, dim=1))
+    angle, chord = (rearrange(x, f"b -> b {'1 ' * (start.ndim - 1)}") for x in (angle, (u - v).square().sum(1)))
+    return _ratio(1 - f, angle, chord) * start + _ratio(f, angle, chord) * end
 
 
-def _ratio(f: Tensor, angle: Tensor) -> Tensor:
-    """sin(f a) / sin(a), and its limit f at a = 0."""
+def _ratio(f: Tensor, angle: Tensor, chord: Tensor) -> Tensor:
+    """sin(f a) / sin(a); near a = 0, where a^2 is the squared chord, f + f (1 - f^2) a^2 / 6."""
     small = angle < 1e-3
     safe = torch.where(small, 1.0, angle)
-    return torch.where(small, f, torch.sin(f * safe) / torch.sin(safe))
+    return torch.where(small, f + f * (1 - f * f) * chord / 6, torch.sin(f * safe) / torch.sin(safe))

@@ -13,9 +13,10 @@ from einops import rearrange
 from torch import Tensor
 
 from functorch_gen import numerics, random
-from functorch_gen.check import check_floating
+from functorch_gen.check import check_above_zero, check_floating
+from functorch_gen.leaves import at_least_float32
 from functorch_gen.losses import bernoulli_nll, categorical_nll, discretized_logistic_mixture_nll
-from functorch_gen.losses.per_example import check_alike, sum_per_example
+from functorch_gen.losses.per_example import check_alike, check_broadcasts, in_float32, sum_per_example
 from functorch_gen.nn.sizes import check_sizes
 from functorch_gen.typing import Key, Number
 
@@ -58,7 +59,7 @@ class Bernoulli:
 
     def sample(self, key: Key, output: Tensor) -> Tensor:
         """0 or 1, in the dtype of the output: -> (b, ...)."""
-        return (random.uniform(key, output.shape, output.dtype) < self.mean(output)).to(output.dtype)
+        return random.bernoulli(key, self.mean(at_least_float32(output))).to(output.dtype)
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Gaussian:
         std: standard deviation: a number, or a tensor that broadcasts with the output (a parameter, say). None: the
             one that is best for the batch, :func:`optimal_std`, which balances the two terms of the bound without a
             weight to choose (sigma-VAE). That is an objective to train with; to measure, fix the one found.
+    Raises:
+        ValueError: if the number ``std`` is not positive; by ``log_prob``, if the tensor does not broadcast.
     Source: Rybkin et al. 2021, section 3, arXiv:2006.13202.
 
     >>> Gaussian(std=1.0).log_prob(torch.zeros(1, 2), torch.ones(1, 2))
@@ -77,9 +80,15 @@ class Gaussian:
 
     std: Number | None = 1.0
 
+    def __post_init__(self) -> None:
+        if self.std is not None and not (isinstance(self.std, Tensor) and self.std.ndim):
+            check_above_zero("Gaussian", std=self.std)
+
+    @in_float32
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
         """log N(x; output, std^2): -> (b,)."""
         check_alike("Gaussian", output=output, x=x)
+        check_broadcasts("Gaussian", output, std=self.std if isinstance(self.std, Tensor) else None)
         std = torch.zeros_like(output) + (optimal_std(output, x) if self.std is None else self.std)
         log_density = -0.5 * (((x - output) / std) ** 2 + _LOG_2PI) - std.log()
         return sum_per_example(log_density)
@@ -95,6 +104,7 @@ class Gaussian:
         return output + self.std * random.normal(key, output.shape, output.dtype)
 
 
+@in_float32
 def optimal_std(mean: Tensor, x: Tensor) -> Tensor:
     """The standard deviation under which ``x`` is likeliest, one for all numbers: (b, ...), (b, ...) -> ().
 
@@ -129,6 +139,7 @@ class Categorical:
 
     def _logits(self, output: Tensor) -> Tensor:
         """(b, c levels, ...) -> (b, c, ..., levels)."""
+        check_floating(output, "Categorical: output")
         if output.ndim < 2 or output.shape[1] % self.levels:
             got = tuple(output.shape)
             raise ValueError(f"Categorical: output: expected channels in multiples of {self.levels}, got {got}")
@@ -140,12 +151,13 @@ class Categorical:
 
     def mean(self, output: Tensor) -> Tensor:
         """The mean level, no integer: -> (b, c, ...)."""
-        levels = torch.arange(self.levels, dtype=output.dtype, device=output.device)
-        return self._logits(output).softmax(-1) @ levels
+        logits = at_least_float32(self._logits(output))
+        levels = torch.arange(self.levels, dtype=logits.dtype, device=output.device)
+        return (logits.softmax(-1) @ levels).to(output.dtype)
 
     def sample(self, key: Key, output: Tensor) -> Tensor:
         """Integer levels: -> (b, c, ...)."""
-        return random.categorical(key, self._logits(output))
+        return random.categorical(key, at_least_float32(self._logits(output)))
 
 
 @dataclass(frozen=True)
@@ -156,7 +168,7 @@ class DiscretizedLogisticMixture:
     similar probabilities, which a :class:`Categorical` must learn.
 
     Args:
-        levels: how many; level y stands at 2 y / (levels - 1) - 1.
+        levels: how many, at least 2; level y stands at 2 y / (levels - 1) - 1.
         channels: c.
     Source: Salimans et al. 2017, arXiv:1701.05517.
 
@@ -170,17 +182,21 @@ class DiscretizedLogisticMixture:
     channels: int = 1
 
     def __post_init__(self) -> None:
-        check_sizes("DiscretizedLogisticMixture", levels=self.levels, channels=self.channels)
+        check_sizes("DiscretizedLogisticMixture", minimum=2, levels=self.levels)
+        check_sizes("DiscretizedLogisticMixture", channels=self.channels)
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
         """log p(x | output) of integer levels x (b, c, ...): -> (b,)."""
+        if x.ndim < 2 or x.shape[1] != self.channels:
+            want = f"(b, c={self.channels}, ...)"
+            raise ValueError(f"DiscretizedLogisticMixture: x: expected shape {want}, got {tuple(x.shape)}")
         return -discretized_logistic_mixture_nll(output, x, levels=self.levels)
 
     def mean(self, output: Tensor) -> Tensor:
         """The mean level if every component stood at its own mean, clipped to the levels: -> (b, c, ...)."""
         logits, means, log_scales, couplings = self._split(output)
         weights = rearrange(logits.softmax(1), "b m ... -> b m 1 ...")
-        return (weights * self._levels(means, torch.zeros_like(log_scales), couplings)).sum(1)
+        return (weights * self._levels(means, torch.zeros_like(log_scales), couplings)).sum(1).to(output.dtype)
 
     def sample(self, key: Key, output: Tensor) -> Tensor:
         """Integer levels, each channel of a pixel from the same component: -> (b, c, ...)."""
@@ -197,6 +213,7 @@ class DiscretizedLogisticMixture:
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits (b, m, ...), means, log-scales (b, m, c, ...) and couplings (b, m, c (c - 1) / 2, ...)."""
         check_floating(output, "DiscretizedLogisticMixture: output")
+        output = at_least_float32(output)
         c = self.channels
         pairs = c * (c - 1) // 2
         m, rest = divmod(output.shape[1], 1 + 2 * c + pairs) if output.ndim > 1 else (0, 1)

@@ -1,6 +1,6 @@
 """Codes that are integers: a learned codebook (VQ), and rounding to a fixed grid (FSQ).
 
-Both pass the gradient straight through: d quantized / d z is the identity.
+Both pass the gradient straight through the choice of a code, as if that were the identity.
 """
 
 import math
@@ -13,7 +13,9 @@ from einops import einsum, rearrange, reduce
 from torch import Tensor
 
 from functorch_gen import numerics, random
-from functorch_gen.check import check_number, check_positive, check_shape
+from functorch_gen.check import check_floating, check_number, check_positive, check_shape
+from functorch_gen.leaves import at_least_float32
+from functorch_gen.models.labels import check_integer
 from functorch_gen.nn.parts import check_state
 from functorch_gen.nn.sizes import check_sizes, freeze
 from functorch_gen.transforms import stop_gradient
@@ -31,7 +33,7 @@ class Quantized(NamedTuple):
 
 
 def straight_through(z: Tensor, values: Tensor) -> Tensor:
-    """``values``, with the gradient of ``z``: z + stop_gradient(values - z).
+    """``values``, with the gradient of ``z``: stop_gradient(values) + (z - stop_gradient(z)).
 
     Source: Bengio et al. 2013, section 4, arXiv:1308.3432.
 
@@ -39,19 +41,21 @@ def straight_through(z: Tensor, values: Tensor) -> Tensor:
     >>> grad(lambda z: straight_through(z, z.round()) ** 2)(torch.tensor(1.2))
     tensor(2.)
     """
-    return z + stop_gradient(values - z)
+    return stop_gradient(values) + (z - stop_gradient(z))
 
 
 def perplexity(codes: Tensor, num_codes: int) -> Tensor:
     """exp of the entropy of how often each code occurs: (...) integers -> (); ``num_codes`` if all do alike.
 
     Raises:
+        TypeError: if ``codes`` are no integers.
         ValueError: if ``num_codes`` < 1.
 
     >>> perplexity(torch.tensor([0, 1, 2, 0, 1, 2]), 8)
     tensor(3.)
     """
-    check_positive("perplexity", num_codes=num_codes)
+    check_integer(codes, "perplexity: codes")
+    check_sizes("perplexity", num_codes=num_codes)
     frequency = _one_hot(codes.reshape(-1), num_codes, torch.float32).mean(0)
     return torch.exp(-numerics.xlogy(frequency, frequency).sum())
 
@@ -112,6 +116,7 @@ class VQ:
         self, params: Params, state: State, x: Tensor, *, train: bool, key: Key | None = None
     ) -> tuple[Quantized, State]:
         """The quantised vectors and the new codebook; the vectors are those of the codebook given."""
+        check_floating(x, "VQ: x")
         check_shape(x, "... d", "VQ: x", d=self.features)
         sizes = {"k": self.num_codes, "d": self.features}
         check_state(state, {"codebook": "k d", "sums": "k d", "counts": "k"}, "VQ", **sizes)
@@ -124,7 +129,9 @@ class VQ:
 
     def nearest(self, state: State, x: Tensor) -> Tensor:
         """The codes of the vectors nearest to x; of equal distances the first: (..., d) -> (...) integers."""
-        x, codebook = stop_gradient(x), state["codebook"].to(x.dtype)
+        codebook = state["codebook"].to(torch.promote_types(state["codebook"].dtype, x.dtype))
+        middle = codebook.mean(0)  # taken off, so that little is lost to rounding where all are far from 0
+        x, codebook = stop_gradient(x) - middle, codebook - middle
         # |x - c|^2 = |x|^2 - 2 x c + |c|^2, and |x|^2 is the same for all c
         distances = (codebook**2).sum(-1) - 2 * einsum(x, codebook, "... d, k d -> ... k")
         return distances.argmin(-1)
@@ -139,7 +146,7 @@ class VQ:
         chosen = _one_hot(codes.reshape(-1), self.num_codes, vectors.dtype)
         counts = torch.lerp(chosen.sum(0), state["counts"], self.decay)
         sums = torch.lerp(einsum(chosen, vectors, "n k, n d -> k d"), state["sums"], self.decay)
-        if key is not None:
+        if key is not None and len(vectors):
             dead = counts < self.threshold
             index = random.randint(key, (self.num_codes,), 0, vectors.shape[0])
             counts, sums = torch.where(dead, 1.0, counts), torch.where(dead.unsqueeze(-1), vectors[index], sums)
@@ -192,18 +199,22 @@ class FSQ:
 
     def __call__(self, params: Params, x: Tensor, *, key: Key | None = None) -> Quantized:
         """Rounds to the grid."""
+        check_floating(x, "FSQ: x")
         check_shape(x, "... d", "FSQ: x", d=self.features)
-        bounded = self._bound(x)
+        bounded = self._bound(at_least_float32(x))
         digits = bounded.round()
-        half = self._constant([n // 2 for n in self.levels], x)
+        half = self._constant([n // 2 for n in self.levels], bounded)
         codes = ((digits + half).long() * self._basis(x)).sum(-1)
-        return Quantized(straight_through(bounded, digits) / half, codes, torch.zeros_like(bounded[..., 0]))
+        values = (straight_through(bounded, digits) / half).to(x.dtype)
+        return Quantized(values, codes, torch.zeros_like(values[..., 0]))
 
     def look_up(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """The vectors of codes: (...) integers -> (..., d)."""
+        check_integer(codes, "FSQ: codes")
         levels = torch.tensor(self.levels, device=codes.device)
         half = levels // 2
-        return ((codes.unsqueeze(-1) // self._basis(codes)) % levels - half).to(dtype) / half
+        digits = (codes.unsqueeze(-1) // self._basis(codes)) % levels - half
+        return (digits.to(torch.promote_types(dtype, torch.float32)) / half).to(dtype)
 
     def _bound(self, x: Tensor) -> Tensor:
         """Into ``levels`` unit intervals around integers; for an even count half a unit lower."""

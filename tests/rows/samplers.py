@@ -61,6 +61,7 @@ CASES = [
     sampled(diffusion.sample_unipc, COSINE),
     sampled(diffusion.sample_edm, EDM, churn=1.0),
     sampled(diffusion.sample_predictor_corrector, EDM),
+    sampled(diffusion.sample_repaint, COSINE, resamples=2, jump_length=1),
     row("diffusion.guide rescaled", rescaled, two_networks, full=False),
     row("diffusion.guide_by_classifier", classified, two_networks, full=True),
     conditional("project", diffusion.project, noise_std=0.5, iterations=2),
