@@ -30,7 +30,7 @@ class Config:
 
     out: str = "runs/flow_digits"  # folder for pictures, samples and metrics
     steps: int = 2000  # training steps of flow matching
-    mean_flow_steps: int = 3000  # training steps of MeanFlow, which goes on from there
+    mean_flow_steps: int = 4000  # training steps of MeanFlow, which goes on from there
     teach: bool = True  # MeanFlow's velocity is that of the trained flow; else that of each pair of data and noise
     batch_size: int = 128  # examples a step
     learning_rate: float = 2e-3  # highest, of flow matching; warm-up, then cosine decay
