@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import command_line
 from diffusion_digits_table import replace, row
@@ -40,11 +41,15 @@ class Config:
     runs: str = "runs"  # folder of the examples' results
 
 
-def markdown(metrics: dict[str, dict[str, float] | float]) -> list[str]:
-    """The lines of a table: of rows by name, or of numbers by name."""
-    rows = {name: found if isinstance(found, dict) else {"value": found} for name, found in metrics.items()}
+def markdown(metrics: dict[str, Any]) -> list[str]:
+    """The lines of a table: of rows by name, or of numbers by name; a table among them stands before."""
+    tables = {
+        name: x for name, x in metrics.items() if isinstance(x, dict) and isinstance(next(iter(x.values())), dict)
+    }
+    rows = {name: x if isinstance(x, dict) else {"value": x} for name, x in metrics.items() if name not in tables}
     head, *body = command_line.cells(rows)
-    return [row(head), row(["---"] * len(head)), *map(row, body)]
+    before = [line for table in tables.values() for line in [*markdown(table), ""]]
+    return [*before, row(head), row(["---"] * len(head)), *map(row, body)]
 
 
 def page_of(name: str) -> Path:
